@@ -1,0 +1,280 @@
+"""Token caches: all documents of a corpus as one flat memory-mapped array, built once with constant memory."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import uuid
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ulmfit.errors import DataError, UlmfitError
+from ulmfit.text.tokenizer import Tokenizer
+
+Tokens = npt.NDArray[Any]  # uint16 or uint32
+FORMAT_VERSION = 1
+_CHUNK_CHARS = 1_000_000  # text handed to a worker at a time: bounds memory, hides the hand-over
+
+
+class TokenCache:
+    """Documents as token ids, one after the other; each starts with the begin marker.
+
+    Attributes:
+        tokens: (N,) uint16 or uint32, flat.
+        offsets: (D + 1,) int64; document i is `tokens[offsets[i]:offsets[i + 1]]`.
+    """
+
+    def __init__(self, tokens: Tokens, offsets: npt.NDArray[np.int64]) -> None:
+        self.tokens = tokens
+        self.offsets = offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def document(self, index: int) -> Tokens:
+        """Token ids of one document (a view)."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(D,) tokens per document, begin marker included."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def from_texts(
+        cls, texts: Sequence[str], tokenizer: Tokenizer, threads: int = 1, sampling: bool = False
+    ) -> TokenCache:
+        """Tokenise into memory, keeping order and empty documents."""
+        documents = tokenizer.documents(texts, threads, sampling)
+        offsets = np.zeros(len(documents) + 1, dtype=np.int64)
+        np.cumsum([len(d) for d in documents], out=offsets[1:])
+        flat = np.concatenate(documents) if documents else np.empty(0)
+        return cls(flat.astype(_dtype(tokenizer.vocab_size)), offsets)
+
+    @classmethod
+    def from_documents(cls, documents: Sequence[Sequence[int]], vocab_size: int) -> TokenCache:
+        """From lists of ids that already start with the begin marker."""
+        offsets = np.zeros(len(documents) + 1, dtype=np.int64)
+        np.cumsum([len(d) for d in documents], out=offsets[1:])
+        tokens = np.fromiter(chain.from_iterable(documents), dtype=_dtype(vocab_size), count=int(offsets[-1]))
+        return cls(tokens, offsets)
+
+    @classmethod
+    def open(cls, folder: Path) -> TokenCache:
+        """Memory-map a cache written by `build_token_cache`.
+
+        Raises:
+            DataError: if it is incomplete or damaged.
+        """
+        try:
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            count, documents, dtype = int(meta["tokens"]), int(meta["documents"]), str(meta["dtype"])
+            if meta["format_version"] != FORMAT_VERSION or dtype not in ("uint16", "uint32"):
+                raise ValueError("it was written by another version")
+            offsets = np.fromfile(folder / "offsets.bin", dtype=np.int64)
+            sizes = [(folder / name).stat().st_size for name in ("offsets.bin", "tokens.bin")]
+            if sizes != [8 * (documents + 1), np.dtype(dtype).itemsize * count]:
+                raise ValueError("sizes do not match")
+            if offsets[0] != 0 or offsets[-1] != count or (np.diff(offsets) < 1).any():
+                raise ValueError("documents do not match")
+            tokens: Tokens = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r", shape=(count,))
+        except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
+            raise DataError(
+                f"the token cache {folder} is damaged ({error}); delete the folder and run again"
+            ) from error
+        return cls(tokens, offsets)
+
+
+def build_token_cache(
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    folder: Path,
+    key: str,
+    total_bytes: int | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> TokenCache:
+    """Open the cache for `key` under `folder`, tokenising `texts` first if it is not there.
+
+    Args:
+        texts: documents, read once and only when needed; empty ones are left out.
+        key: names the content (see `sources.content_key`); the tokenizer's fingerprint is added.
+        total_bytes: size of the text, for the time left; None: unknown.
+        workers: processes; None: all cores for a large text, this process for a small one.
+        progress: whether to report on standard error.
+
+    Memory is bounded by a few chunks per worker, however large the text. The folder appears whole or not at all.
+    A script needs no `if __name__ == "__main__"` for the workers.
+
+    Raises:
+        DataError: if there is no document that is not empty, or the cache that stands there is damaged.
+        UlmfitError: if a worker was killed.
+    """
+    final = folder / f"{key[:32]}-{tokenizer.fingerprint}"
+    if final.exists():
+        return TokenCache.open(final)
+    partial = folder / f".{final.name}.{uuid.uuid4().hex[:12]}.partial"
+    partial.mkdir(parents=True)
+    try:
+        _write(texts, tokenizer, partial, total_bytes, workers, progress)
+        try:
+            os.replace(partial, final)
+        except OSError:
+            if not final.exists():  # otherwise another process was faster
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return TokenCache.open(final)
+
+
+def _write(
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    folder: Path,
+    total_bytes: int | None,
+    workers: int | None,
+    progress: bool,
+) -> None:
+    dtype = _dtype(tokenizer.vocab_size)
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    chunks = _chunks(texts)
+    # Starting processes costs more than tokenising two chunks.
+    head = list(islice(chunks, 2))
+    small = len(head) < 2 or workers < 2
+    offsets, count, chars, started = array("q", [0]), 0, 0, time.monotonic()
+    reported = started
+    with open(folder / "tokens.bin", "wb") as out:
+        for tokens, lengths, read in _tokenised(head, chunks, tokenizer, 1 if small else workers):
+            out.write(tokens.tobytes())
+            offsets.frombytes((count + np.cumsum(lengths, dtype=np.int64)).tobytes())
+            count += len(tokens)
+            chars += read
+            now = time.monotonic()
+            if progress and not small and now - reported > (0.5 if sys.stderr.isatty() else 10):
+                reported = now
+                _report(chars, count, total_bytes, now - started)
+    if reported > started and sys.stderr.isatty():
+        print(file=sys.stderr)
+    if count == 0:
+        raise DataError("the text holds no documents, expected at least one that is not empty")
+    np.asarray(offsets, dtype=np.int64).tofile(folder / "offsets.bin")
+    meta = {
+        "format_version": FORMAT_VERSION,
+        "tokens": count,
+        "documents": len(offsets) - 1,
+        "characters": chars,
+        "dtype": np.dtype(dtype).name,
+        "fingerprint": tokenizer.fingerprint,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    chars = 0
+    for text in texts:
+        if not text.strip():
+            continue
+        chunk.append(text)
+        chars += len(text)
+        if chars >= _CHUNK_CHARS:
+            yield chunk
+            chunk, chars = [], 0
+    if chunk:
+        yield chunk
+
+
+_worker_tokenizer: Tokenizer | None = None
+
+
+def _start_worker(tokenizer: Tokenizer) -> None:
+    global _worker_tokenizer
+    _worker_tokenizer = tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(chunk: list[str]) -> tuple[Tokens, list[int], int]:
+    assert _worker_tokenizer is not None
+    return _encode_chunk(chunk, _worker_tokenizer)
+
+
+def _encode_chunk(chunk: list[str], tokenizer: Tokenizer) -> tuple[Tokens, list[int], int]:
+    documents = tokenizer.documents(chunk)
+    flat: Tokens = np.concatenate(documents)
+    return flat.astype(_dtype(tokenizer.vocab_size)), [len(d) for d in documents], sum(map(len, chunk))
+
+
+def _tokenised(
+    head: list[list[str]], rest: Iterator[list[str]], tokenizer: Tokenizer, workers: int
+) -> Iterator[tuple[Tokens, list[int], int]]:
+    if workers < 2:
+        for chunk in chain(head, rest):
+            yield _encode_chunk(chunk, tokenizer)
+        return
+    # spawn: torch's threads do not survive a fork
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(tokenizer,))
+    pending: deque[Future[tuple[Tokens, list[int], int]]] = deque()
+    try:
+        for chunk in chain(head, rest):
+            with _main_hidden():  # this may start a worker
+                pending.append(pool.submit(_work, chunk))
+            if len(pending) > 2 * workers:  # Executor.map would read the whole text ahead
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise UlmfitError("a process that tokenises was killed, perhaps for want of memory; run again") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Keeps new processes from running the user's script first, which would start this build again in each."""
+    main = sys.modules["__main__"]
+    hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
+
+
+def _dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def _report(chars: int, tokens: int, total: int | None, seconds: float) -> None:
+    left = "" if not total else f", {max(0.0, seconds * (total - chars) / max(chars, 1)):.0f} s left"
+    rate = tokens / max(seconds, 1e-9)
+    line = f"tokenising: {chars / 1e6:.0f} M characters, {rate / 1e3:.0f} k tokens/s{left}"
+    if sys.stderr.isatty():
+        print(f"\r{line}   ", end="", file=sys.stderr, flush=True)
+    else:
+        print(line, file=sys.stderr, flush=True)

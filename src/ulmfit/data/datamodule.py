@@ -1,0 +1,97 @@
+"""Lightning DataModules: loaders made after the processes are started, each rank its own share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning
+
+from ulmfit.config import ClassifierConfig, LMConfig
+from ulmfit.data.cache import TokenCache
+from ulmfit.data.documents import DocumentBatches
+from ulmfit.data.streams import LMStream
+
+
+class LMDataModule(lightning.LightningDataModule):
+    """Training and validation streams of a language model.
+
+    `config.batch_size` is per process; validation uses the same rows in total for any number of processes.
+    """
+
+    def __init__(self, train: TokenCache, valid: TokenCache | None, config: LMConfig, direction: str, seed: int) -> None:
+        super().__init__()
+        self.train, self.valid, self.config, self.direction, self.seed = train, valid, config, direction, seed
+
+    def train_dataloader(self) -> LMStream:
+        config = self.config
+        rank, world = _place(self)
+        return LMStream(
+            self.train,
+            fitting_batch_size(self.train, config.batch_size, world),
+            config.bptt,
+            config.random_bptt,
+            self.direction,
+            shuffle=True,
+            seed=self.seed,
+            rank=rank,
+            world_size=world,
+        )
+
+    def val_dataloader(self) -> LMStream | list[LMStream]:
+        if self.valid is None:
+            return []
+        rank, world = _place(self)
+        rows = max(1, fitting_batch_size(self.valid, self.config.batch_size, 1) // world)
+        return LMStream(self.valid, rows, self.config.bptt, direction=self.direction, rank=rank, world_size=world)
+
+
+class ClassifierDataModule(lightning.LightningDataModule):
+    """Length-bucketed documents with labels."""
+
+    def __init__(
+        self,
+        train: TokenCache,
+        train_labels: Sequence[int],
+        valid: TokenCache | None,
+        valid_labels: Sequence[int] | None,
+        config: ClassifierConfig,
+        direction: str,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.train, self.train_labels = train, train_labels
+        self.valid, self.valid_labels = valid, valid_labels
+        self.config, self.direction, self.seed = config, direction, seed
+
+    def train_dataloader(self) -> DocumentBatches:
+        return self._batches(self.train, self.train_labels, shuffle=True)
+
+    def val_dataloader(self) -> DocumentBatches | list[DocumentBatches]:
+        if self.valid is None or self.valid_labels is None:
+            return []
+        return self._batches(self.valid, self.valid_labels, shuffle=False)
+
+    def _batches(self, documents: TokenCache, labels: Sequence[int], shuffle: bool) -> DocumentBatches:
+        rank, world = _place(self)
+        return DocumentBatches(
+            documents,
+            labels,
+            batch_size=self.config.batch_size,
+            tokens_per_batch=self.config.tokens_per_batch,
+            shuffle=shuffle,
+            seed=self.seed,
+            direction=self.direction,
+            rank=rank,
+            world_size=world,
+        )
+
+
+def fitting_batch_size(cache: TokenCache, batch_size: int, world_size: int) -> int:
+    """Fewer rows for a small text, so that each stream has several windows' worth of context."""
+    shortest = 32
+    return max(1, min(batch_size, (len(cache.tokens) - 1) // (shortest * world_size)))
+
+
+def _place(module: lightning.LightningDataModule) -> tuple[int, int]:
+    trainer = module.trainer
+    return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)

@@ -1,0 +1,265 @@
+"""Document batches for classification: similar lengths together, bounded in documents and in padded tokens.
+
+Documents are sorted by length into buckets 3 % wide, longest first, and cut into batches. Shuffling permutes the
+documents inside each bucket, moves the cuts, and shuffles the batches, so the number of batches is the same in
+every epoch (schedules count on it) while padding stays at a few percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ulmfit.errors import DataError, UsageError
+
+Indices = npt.NDArray[np.int64]
+
+_BUCKET_WIDTH = 1.03
+
+
+class DocumentBatch(NamedTuple):
+    """B documents, padded on the right to the longest.
+
+    Attributes:
+        tokens: (B, T) int64.
+        lengths: (B,) int64, tokens of each document, begin marker included.
+        labels: (B,) int64, -1 where there are none.
+        index: (B,) int64, positions in the documents given: restores their order.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    labels: Tensor
+    index: Tensor  # type: ignore[assignment]  # the name of a tuple's method
+
+
+@runtime_checkable
+class Documents(Protocol):
+    """What `TokenCache` offers: documents as views of a flat array."""
+
+    offsets: npt.NDArray[np.int64]
+
+    def document(self, index: int) -> npt.NDArray[Any]: ...
+
+
+class DocumentBatches:
+    """Batches of whole documents for one rank. Every document comes exactly once per epoch over all ranks.
+
+    A batch holds at most `batch_size` documents and at most `tokens_per_batch` tokens, padding included; a longer
+    document is a batch alone. Every rank gets the same number of batches, each with at least one document: where
+    the batches do not divide by the ranks, more and smaller ones are cut. Only if there are not documents enough
+    for that (say 5 single-document batches on 2 ranks) may some batches of short documents exceed the bounds.
+    The ranks' batches of one step have similar lengths, so no rank waits.
+
+    With `shuffle` the plan is a pure function of (seed, epoch); without, it is sorted by length, longest first.
+
+    Args:
+        documents: a `TokenCache`, or arrays of token ids; each starts with the begin marker, so an empty document
+            is that marker alone.
+        labels: class ids, one a document, or None.
+        direction: "backward" reverses the pieces after the begin marker.
+
+    Raises:
+        DataError: no documents, or fewer than ranks.
+        ValueError: labels of another number than documents, a document without even the marker, a bound below 1.
+    """
+
+    def __init__(
+        self,
+        documents: Documents | Sequence[npt.NDArray[Any]],
+        labels: Sequence[int] | None,
+        batch_size: int,
+        tokens_per_batch: int,
+        shuffle: bool,
+        seed: int,
+        direction: str = "forward",
+        pad_id: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or tokens_per_batch < 1:
+            raise ValueError(f"batch_size={batch_size} and tokens_per_batch={tokens_per_batch} must be at least 1")
+        if direction not in ("forward", "backward"):
+            raise ValueError(f"direction={direction!r}; expected 'forward' or 'backward'")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank} is not below world_size={world_size}")
+        self.documents = documents
+        self.document_lengths: Indices = (
+            np.diff(documents.offsets)
+            if isinstance(documents, Documents)
+            else np.array([len(document) for document in documents], dtype=np.int64)
+        ).astype(np.int64)
+        count = len(self.document_lengths)
+        if count < world_size:
+            raise DataError(
+                f"There are {count} documents, fewer than the {world_size} processes; bring more or use fewer"
+            )
+        if self.document_lengths.min() < 1:
+            raise ValueError(f"document {int(self.document_lengths.argmin())} has no tokens, not even the begin marker")
+        if labels is not None and len(labels) != count:
+            raise ValueError(f"{len(labels)} labels for {count} documents")
+        self.labels = np.full(count, -1, dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
+        self.batch_size = batch_size
+        self.tokens_per_batch = tokens_per_batch
+        self.shuffle = shuffle
+        self.seed = seed
+        self.direction = direction
+        self.pad_id = pad_id
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self._start = 0  # batch the next iteration starts at (after loading a state)
+        self._next = 0
+        self._plan: tuple[int, list[Indices]] | None = None
+        self._cuts = _Cuts(self.document_lengths, batch_size, tokens_per_batch, world_size)
+
+    @property
+    def sampler(self) -> DocumentBatches:
+        """Lightning announces the epoch to a loader's `sampler`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the shuffle of the next iteration, from its start unless a state of it was loaded."""
+        if epoch != self.epoch:
+            self.epoch, self._start, self._next = epoch, 0, 0
+
+    def __len__(self) -> int:
+        """Batches of this rank, the same in every epoch and on every rank."""
+        return self._cuts.batches // self.world_size
+
+    def __iter__(self) -> Iterator[DocumentBatch]:
+        plan = self.plan()
+        start, self._start = self._start, 0
+        for i in range(start, len(plan)):
+            self._next = i + 1
+            yield self._batch(plan[i])
+        self._next = 0
+
+    def plan(self) -> list[Indices]:
+        """The document positions of each batch of this rank in this epoch."""
+        key = self.epoch if self.shuffle else -1
+        if self._plan is None or self._plan[0] != key:
+            rng = np.random.default_rng([self.seed, self.epoch]) if self.shuffle else None
+            order, borders = self._cuts.draw(rng)
+            batches = [order[a:b] for a, b in pairwise(borders)]
+            # Neighbours have similar lengths, so a step takes `world_size` of them.
+            steps = np.arange(len(batches)).reshape(-1, self.world_size)
+            if rng is not None:
+                steps = rng.permuted(rng.permutation(steps), axis=1)
+            self._plan = (key, [batches[i] for i in steps[:, self.rank]])
+        return self._plan[1]
+
+    def padding_share(self) -> float:
+        """The share of this epoch's padded tokens on this rank that is padding."""
+        lengths = [self.document_lengths[index] for index in self.plan()]
+        padded = sum(int(batch.max()) * len(batch) for batch in lengths)
+        return 1 - sum(int(batch.sum()) for batch in lengths) / padded
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, the next batch in it, and the layout these count in."""
+        return {"epoch": self.epoch, "next_batch": self._next, **self._layout()}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration continue where the state was taken.
+
+        Raises:
+            UsageError: if the state is of other documents, batch sizes, seed or number of ranks.
+        """
+        for name, value in self._layout().items():
+            if state[name] != value:
+                raise UsageError(
+                    f"The checkpoint was made with {name}={state[name]}, now it is {value}, so the position in the"
+                    " epoch means nothing; resume with the same value, or start a new run"
+                )
+        self.epoch = int(state["epoch"])
+        self._start = self._next = int(state["next_batch"])
+
+    def _layout(self) -> dict[str, int]:
+        return {
+            "documents": len(self.document_lengths),
+            "batch_size": self.batch_size,
+            "tokens_per_batch": self.tokens_per_batch,
+            "world_size": self.world_size,
+            "seed": self.seed,
+        }
+
+    def _batch(self, index: Indices) -> DocumentBatch:
+        lengths = self.document_lengths[index]
+        tokens = np.full((len(index), int(lengths.max())), self.pad_id, dtype=np.int64)  # (B, T)
+        for row, i in enumerate(index):
+            document = self._document(int(i))
+            tokens[row, : len(document)] = document
+            if self.direction == "backward":
+                tokens[row, 1 : len(document)] = document[:0:-1]
+        return DocumentBatch(
+            torch.from_numpy(tokens),
+            torch.from_numpy(lengths.copy()),
+            torch.from_numpy(self.labels[index]),
+            torch.from_numpy(np.array(index, dtype=np.int64)),
+        )
+
+    def _document(self, index: int) -> npt.NDArray[Any]:
+        if isinstance(self.documents, Documents):
+            return self.documents.document(index)
+        return self.documents[index]
+
+
+class _Cuts:
+    """Where batches may end in a list of documents sorted by bucket.
+
+    Sizes are judged by the upper edge of a document's bucket, so the cuts fit any order inside the buckets.
+    """
+
+    def __init__(self, lengths: Indices, batch_size: int, tokens_per_batch: int, world_size: int) -> None:
+        self.lengths = lengths
+        self.buckets = np.ceil(np.log(lengths) / np.log(_BUCKET_WIDTH) - 1e-9).astype(np.int64)
+        edges = np.floor(_BUCKET_WIDTH ** np.sort(self.buckets)[::-1] + 1e-6).astype(np.int64)
+        edges = np.maximum(edges, np.sort(lengths)[::-1])  # rounding
+        self.capacity: Indices = np.clip(tokens_per_batch // edges, 1, batch_size)
+        count = len(lengths)
+        self.batches = -(-self._fewest() // world_size) * world_size
+        self.squeezed = self.batches > count
+        if self.squeezed:  # not enough documents to give every rank one: allow fuller batches instead
+            self.batches = count // world_size * world_size
+            while self._fewest() > self.batches:
+                self.capacity = self.capacity + 1
+
+    def _fewest(self) -> int:
+        """The number of batches when each is as full as it may be."""
+        batches = start = 0
+        while start < len(self.capacity):
+            start += int(self.capacity[start])
+            batches += 1
+        return batches
+
+    def draw(self, rng: np.random.Generator | None) -> tuple[Indices, list[int]]:
+        """An order of the documents and the borders of `self.batches` batches in it.
+
+        The last batch of a full packing may be nearly empty; its gap is shared between both ends, by a random share
+        when shuffling, which also keeps the same neighbours from meeting in every epoch.
+        """
+        count, batches = len(self.capacity), self.batches
+        if rng is None:
+            order = np.argsort(-self.lengths, kind="stable")
+        else:
+            shuffled = rng.permutation(count)
+            order = shuffled[np.argsort(-self.buckets[shuffled], kind="stable")]
+        share = 0.0 if self.squeezed else 0.5 if rng is None else rng.uniform(0.25, 0.75)
+        # earliest[k]: from here on, k batches can hold the rest. Capacities rise, so positions + capacity do too.
+        reach = np.arange(count) + self.capacity
+        earliest = [count]
+        for _ in range(batches):
+            earliest.append(int(np.searchsorted(reach, earliest[-1])))
+        borders, latest, position = [0], 0, 0
+        for left in range(batches - 1, -1, -1):
+            low = max(earliest[left], position + 1)
+            latest = min(latest + int(self.capacity[latest]), count - left)
+            position = min(max(low, round(low + share * (latest - low))), position + int(self.capacity[position]))
+            borders.append(position)
+        return order, borders

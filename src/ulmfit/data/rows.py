@@ -1,0 +1,79 @@
+"""What every reader shares: where rows come from, and how cells become texts and labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ulmfit.config import DatasetConfig
+from ulmfit.errors import DataError, did_you_mean
+
+Row = tuple[str, str | None]
+UNLABELLED_NAMES = ("unlabelled", "unlabeled", "unsup", "unsupervised")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, a folder of classes, or a Hugging Face data set, and how to read it."""
+
+    path: Path
+    format: str
+    part: str = ""  # Hugging Face: which split
+
+
+def text_columns(config: DatasetConfig) -> list[str]:
+    """`config.text` as a list, also when someone set a single name."""
+    return [config.text] if isinstance(config.text, str) else list(config.text)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: None, NaN, pandas' NA and NaT."""
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or type(value).__name__ in ("NAType", "NaTType")
+    )
+
+
+def clean_text(value: Any, where: str) -> str:
+    """A cell as text: missing and whitespace become the empty string, broken surrogates become U+FFFD."""
+    if is_missing(value):
+        return ""
+    text = value if isinstance(value, str) else str(value)
+    if "\0" in text:
+        raise DataError(f"{where} has a NUL character in its text; remove it")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text if text.strip() else ""
+
+
+def clean_label(value: Any, where: str) -> str:
+    """A cell as a label: stripped, 1.0 as '1'. Raises DataError when it is empty or NaN."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    label = "" if is_missing(value) else str(value).strip()
+    if label in ("", "nan", "NaN"):
+        given = "no label" if not label else f"the label {label}"
+        raise DataError(f"{where} has {given}; give every row a label, or leave the row out")
+    return label
+
+
+def join_columns(cells: Sequence[Any], where: str) -> str:
+    """Several text cells as one text, a line break between those that are not empty."""
+    if len(cells) == 1:
+        return clean_text(cells[0], where)
+    return "\n".join(text for text in (clean_text(cell, where) for cell in cells) if text)
+
+
+def check_columns(wanted: Iterable[str], found: Sequence[str], where: str) -> None:
+    """Raises DataError naming the column that is not there, those that are, and the nearest."""
+    for name in wanted:
+        if name not in found:
+            key = "it has no columns" if not found else f"it has {', '.join(map(repr, found))}"
+            hint = did_you_mean(name, found) or "; set dataset.text and dataset.label to the columns to use"
+            raise DataError(f"{where} has no column '{name}': {key}{hint}")
