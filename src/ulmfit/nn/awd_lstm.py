@@ -1,0 +1,103 @@
+"""The AWD-LSTM encoder (Merity et al. 2017), the network both stages share (Howard & Ruder 2018, section 3)."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ulmfit.config import DropoutConfig
+from ulmfit.nn.dropout import embedding_dropout, variational_dropout, weight_dropout
+
+# One (h, c) pair per layer, each (1, B, H_layer). The caller keeps it between calls and detaches it.
+State = list[tuple[Tensor, Tensor]]
+
+# cuDNN says this when a weight was replaced by its dropped copy; it costs one copy of the matrix, which is meant.
+warnings.filterwarnings("ignore", message=".*not part of single contiguous chunk.*")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What decides the shapes of all encoder weights; stored in the bundle."""
+
+    vocab_size: int
+    embedding_dim: int = 400
+    hidden_dim: int = 1152
+    num_layers: int = 3
+
+    def layer_sizes(self) -> list[tuple[int, int]]:
+        """(input, hidden) of each LSTM layer; the last returns to the embedding's size, so that weights can be tied."""
+        widths = [self.embedding_dim] + [self.hidden_dim] * (self.num_layers - 1) + [self.embedding_dim]
+        return list(pairwise(widths))
+
+
+class AWDLSTM(nn.Module):
+    """Embedding and LSTM layers with embedding, input, hidden and weight dropout.
+
+    Weights: `embedding.weight` (V, E) and `rnns.{i}.{weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0}`.
+    `dropout` is plain data and may be replaced at any time; `dropout.output` belongs to the decoder.
+    """
+
+    def __init__(self, architecture: Architecture, dropout: DropoutConfig | None = None) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.dropout = dropout or DropoutConfig()
+        self.embedding = nn.Embedding(architecture.vocab_size, architecture.embedding_dim)
+        self.rnns = nn.ModuleList(nn.LSTM(i, h, batch_first=True) for i, h in architecture.layer_sizes())
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+
+    def rate(self, kind: str) -> float:
+        """Dropout rate of `kind` (input, hidden, output, embedding, weight) after scaling."""
+        return min(float(getattr(self.dropout, kind)) * self.dropout.multiplier, 0.95)
+
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Read `tokens` (B, T) on from `state` (None: zeros) -> last layer's outputs (B, T, E) and the new state."""
+        x = embedding_dropout(tokens, self.embedding.weight, self.rate("embedding"), self.training)  # (B, T, E)
+        x = variational_dropout(x, self.rate("input"), self.training)
+        new_state: State = []
+        for i, rnn in enumerate(self.rnns):
+            if i > 0:
+                x = variational_dropout(x, self.rate("hidden"), self.training)
+            x, layer_state = self._run(rnn, x, None if state is None else state[i])  # (B, T, H_i)
+            new_state.append(layer_state)
+        return x, new_state
+
+    def _run(
+        self, rnn: nn.Module, x: Tensor, state: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if state is not None:
+            state = (state[0].to(x.dtype), state[1].to(x.dtype))
+        rate = self.rate("weight")
+        if self.training and rate > 0:
+            # functional_call swaps the matrix for this call only: names, gradients and the fast kernels stay.
+            dropped = {"weight_hh_l0": weight_dropout(rnn.get_parameter("weight_hh_l0"), rate, True)}
+            output, new_state = functional_call(rnn, dropped, (x, state))
+        else:
+            output, new_state = rnn(x, state)
+        return output, new_state
+
+    def layers(self) -> list[nn.Module]:
+        """[embedding, rnn 0, ..., rnn N-1], lowest first."""
+        return [self.embedding, *self.rnns]
+
+
+def detach(state: State) -> State:
+    """The same values without history: where back-propagation through time is cut."""
+    return [(h.detach(), c.detach()) for h, c in state]
+
+
+def select_rows(state: State, rows: Tensor) -> State:
+    """State of some rows of the batch; `rows` (N,) int64."""
+    return [(h.index_select(1, rows), c.index_select(1, rows)) for h, c in state]
+
+
+def zeros_like_state(architecture: Architecture, batch: int, like: Tensor) -> State:
+    """The state before the first token."""
+    return [
+        (torch.zeros(1, batch, h, device=like.device), torch.zeros(1, batch, h, device=like.device))
+        for _, h in architecture.layer_sizes()
+    ]

@@ -1,0 +1,94 @@
+"""What stands on the encoder: the tied softmax of the language model, concat pooling and the classifier's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TiedDecoder(nn.Module):
+    """Softmax layer whose matrix is the embedding's; it owns only the bias (V,)."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """(..., E), (V, E) -> logits (..., V)."""
+        return F.linear(hidden, embedding, self.bias)
+
+
+@dataclass
+class ConcatPool:
+    """Running concat pooling over chunks of documents (Howard & Ruder 2018, section 3.3), one row per document.
+
+    Holds the last hidden state, the maximum and the sum seen so far, each (B, E), and the number of steps pooled (B,).
+    """
+
+    last: Tensor
+    maximum: Tensor
+    total: Tensor
+    count: Tensor
+
+    @classmethod
+    def empty(cls, batch: int, size: int, like: Tensor) -> ConcatPool:
+        zeros = torch.zeros(batch, size, device=like.device)
+        return cls(
+            zeros, torch.full_like(zeros, -torch.inf), zeros, torch.zeros(batch, device=like.device, dtype=torch.int64)
+        )
+
+    def add(self, hidden: Tensor, position: Tensor, lengths: Tensor, max_len: int) -> ConcatPool:
+        """Pool a chunk: `hidden` (B, T, E) at `position` (T,) of documents of `lengths` (B,).
+
+        The last `max_len` steps of each document count, whatever else is in the batch.
+        """
+        hidden = hidden.float()
+        inside = position < lengths[:, None]  # (B, T)
+        kept = inside & (position >= lengths[:, None] - max_len)
+        is_last = position == lengths[:, None] - 1
+        mask = kept.unsqueeze(-1)
+        maximum = torch.maximum(self.maximum, hidden.masked_fill(~mask, -torch.inf).amax(1))
+        total = self.total + hidden.masked_fill(~mask, 0).sum(1)
+        last = self.last + hidden.masked_fill(~is_last.unsqueeze(-1), 0).sum(1)
+        return ConcatPool(last, maximum, total, self.count + kept.sum(1))
+
+    def features(self) -> Tensor:
+        """[last, max, mean] (B, 3 * E); zeros for a document without steps."""
+        count = self.count[:, None]
+        return torch.cat([self.last, self.maximum.masked_fill(count == 0, 0), self.total / count.clamp(min=1)], dim=1)
+
+
+class ClassifierHead(nn.Module):
+    """Blocks of batch norm, dropout, linear; ReLU between them (Howard & Ruder 2018, section 3.3)."""
+
+    def __init__(self, inputs: int, hidden: int, classes: int, dropout: Sequence[float] = (0.4, 0.1)) -> None:
+        super().__init__()
+        sizes = [inputs, hidden, classes]
+        self.dropout = tuple(dropout)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(n) for n in sizes[:-1])
+        self.linears = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, 3 * E) -> logits (B, C). A training batch of one document uses the running statistics."""
+        x = features.to(next(self.linears.parameters()).dtype)  # pooled in float32 whatever the weights
+        for i, (norm, linear) in enumerate(zip(self.norms, self.linears, strict=True)):
+            if i > 0:
+                x = F.relu(x)
+            x = _batch_norm(norm, x)
+            x = F.dropout(x, self.dropout[i], self.training)
+            x = linear(x)
+        return x
+
+
+def _batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    if norm.training and x.size(0) == 1:
+        # The variance of one row is undefined; torch raises.
+        assert isinstance(norm, nn.BatchNorm1d)
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+    out: Tensor = norm(x)
+    return out

@@ -1,0 +1,137 @@
+"""The two networks: a language model and a text classifier on the same encoder."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ulmfit.nn.awd_lstm import AWDLSTM, State, detach
+from ulmfit.nn.dropout import variational_dropout
+from ulmfit.nn.heads import ClassifierHead, ConcatPool, TiedDecoder
+from ulmfit.nn.losses import activation_regularisation, chunked_cross_entropy, summed_cross_entropy
+
+
+class LMLoss(NamedTuple):
+    """Cross-entropy in nats per token, the AR/TAR penalty added to it in training, and the new state."""
+
+    cross_entropy: Tensor
+    penalty: Tensor
+    state: State
+
+
+class LanguageModel(nn.Module):
+    """Encoder and tied decoder: predicts the next piece."""
+
+    def __init__(self, encoder: AWDLSTM) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = TiedDecoder(encoder.architecture.vocab_size)
+
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """(B, T) -> logits (B, T, V) and the new state."""
+        raw, state = self.encoder(tokens, state)
+        dropped = variational_dropout(raw, self.encoder.rate("output"), self.training)
+        return self.decoder(dropped, self.encoder.embedding.weight), state
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: State | None = None,
+        ar_alpha: float = 0.0,
+        tar_beta: float = 0.0,
+        chunk: int = 1024,
+    ) -> LMLoss:
+        """Loss of predicting `targets` (B, T) after `tokens` (B, T), never holding all logits."""
+        raw, state = self.encoder(tokens, state)  # (B, T, E)
+        dropped = variational_dropout(raw, self.encoder.rate("output"), self.training)
+        hidden = dropped.reshape(-1, dropped.size(-1))  # (B * T, E)
+        weight, bias = self.encoder.embedding.weight, self.decoder.bias
+        cross_entropy = chunked_cross_entropy(hidden, weight, bias, targets.reshape(-1), chunk)
+        penalty = activation_regularisation(dropped, raw, ar_alpha, tar_beta)
+        return LMLoss(cross_entropy, penalty, state)
+
+    @torch.no_grad()
+    def total_nll(
+        self, tokens: Tensor, targets: Tensor, state: State | None = None, chunk: int = 1024
+    ) -> tuple[Tensor, State]:
+        """Sum over all positions of the negative log-likelihood in nats (float64 scalar), and the new state."""
+        raw, state = self.encoder(tokens, state)
+        hidden = raw.reshape(-1, raw.size(-1))
+        total = summed_cross_entropy(
+            hidden, self.encoder.embedding.weight, self.decoder.bias, targets.reshape(-1), chunk
+        )
+        return total, state
+
+    def layer_groups(self) -> list[nn.Module]:
+        """[rnn 0, ..., rnn N-1, embedding + decoder], lowest first."""
+        return [*self.encoder.rnns, nn.ModuleList([self.encoder.embedding, self.decoder])]
+
+
+class ClassifierOutput(NamedTuple):
+    """Logits (B, C) and, when training with AR/TAR, the penalty."""
+
+    logits: Tensor
+    penalty: Tensor
+
+
+class TextClassifier(nn.Module):
+    """Encoder, concat pooling over chunks (BPT3C) and head.
+
+    Args:
+        bptt: tokens read at a time; gradients do not cross chunk borders.
+        max_len: tokens from a document's end that are pooled and get gradients; memory in training is bounded by it.
+    """
+
+    def __init__(self, encoder: AWDLSTM, head: ClassifierHead, bptt: int = 70, max_len: int = 1400) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.bptt = bptt
+        self.max_len = max_len
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Right-padded `tokens` (B, T) of `lengths` (B,) -> logits (B, C), the same in any batch."""
+        return self.classify(tokens, lengths).logits
+
+    def classify(
+        self, tokens: Tensor, lengths: Tensor, ar_alpha: float = 0.0, tar_beta: float = 0.0
+    ) -> ClassifierOutput:
+        """Logits and the AR/TAR penalty over the pooled steps."""
+        features, penalty = self.pool(tokens, lengths, ar_alpha, tar_beta)
+        return ClassifierOutput(self.head(features), penalty)
+
+    def pool(
+        self, tokens: Tensor, lengths: Tensor, ar_alpha: float = 0.0, tar_beta: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Features [last, max, mean] (B, 3 * E) and the AR/TAR penalty.
+
+        A chunk that no document pools is read without an autograd graph: "gradients are back-propagated to the
+        batches whose hidden states contributed to the final prediction" (Howard & Ruder 2018, section 3.3).
+        """
+        pool = ConcatPool.empty(tokens.size(0), self.encoder.architecture.embedding_dim, tokens)
+        pooled = [(max(n - self.max_len, 0), n) for n in lengths.tolist()]  # steps [first, end) of each document
+        penalty = torch.zeros((), device=tokens.device)
+        weight = 0  # pooled steps of all documents
+        state: State | None = None
+        for start in range(0, tokens.size(1), self.bptt):
+            chunk = tokens[:, start : start + self.bptt]  # (B, t)
+            position = torch.arange(start, start + chunk.size(1), device=tokens.device)
+            steps = sum(max(0, min(end, start + chunk.size(1)) - max(first, start)) for first, end in pooled)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and steps > 0):
+                hidden, state = self.encoder(chunk, state)  # (B, t, E)
+            state = detach(state)
+            if steps == 0:
+                continue
+            pool = pool.add(hidden, position, lengths, self.max_len)
+            if self.training and (ar_alpha > 0 or tar_beta > 0):
+                mask = (position < lengths[:, None]) & (position >= lengths[:, None] - self.max_len)
+                penalty = penalty + steps * activation_regularisation(hidden, hidden, ar_alpha, tar_beta, mask)
+                weight += steps
+        return pool.features(), penalty / max(weight, 1)
+
+    def layer_groups(self) -> list[nn.Module]:
+        """[embedding, rnn 0, ..., rnn N-1, head], lowest first."""
+        return [*self.encoder.layers(), self.head]
