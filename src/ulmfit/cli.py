@@ -1,0 +1,260 @@
+"""The command line: `ulmfit VERB key=value ...`.
+
+The verb is taken off the arguments, Hydra composes and sweeps with one primary configuration per verb, and the verb's
+task gets a checked dataclass. While a task runs, `sys.argv` is a command line that runs just this job again, because
+that is what Lightning starts for the other ranks of distributed training.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ulmfit import __version__, failures
+from ulmfit.arguments import Arguments, parse
+from ulmfit.schema import VERBS
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+logger = logging.getLogger("ulmfit")
+
+RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass
+class Jobs:
+    """What the jobs of one command came to."""
+
+    process: int = field(default_factory=os.getpid)
+    done: int = 0
+    failed: int = 0
+    exit_code: int = 0
+    error: BaseException | None = None
+    runs: str = "runs"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line (without the program's name; default `sys.argv`) and returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words or "debug=true" in words
+    set_up_logging(debug)
+    try:
+        code = dispatch(parse(words), words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush succeeds
+        return 0
+    except BaseException as error:
+        return failures.report(error, words, debug, prefix=rank_prefix())
+
+
+def dispatch(arguments: Arguments, words: Sequence[str]) -> int:
+    """Does what the command line asks for."""
+    if arguments.version:
+        print(f"ulmfit {__version__}")
+    elif arguments.completion:
+        complete(arguments)
+    elif arguments.verb is None:
+        from ulmfit import help_text
+
+        print(help_text.top())
+    elif arguments.help:
+        show_help(arguments)
+    else:
+        return run_verb(arguments, words)
+    return 0
+
+
+def show_help(arguments: Arguments) -> None:
+    """Help of a verb, its keys with the values that this command line would give them."""
+    from omegaconf import OmegaConf
+
+    from ulmfit import help_text, hydra_config
+    from ulmfit.composition_errors import explained
+
+    assert arguments.verb is not None
+    try:
+        config = hydra_config.composed(arguments.verb, arguments.overrides, arguments.config_dir)
+        values = readable(OmegaConf.to_container(config, resolve=False), config)
+    except hydra_config.CONFIGURATION_ERRORS as error:
+        raise explained(arguments.verb, error) from error
+    print(help_text.for_verb(arguments.verb, values, arguments.config_dir))
+
+
+def readable(values: Any, config: Any) -> Any:
+    """Nested values with interpolations resolved where they can be; a value still to be given reads '???'."""
+    if not isinstance(values, dict):
+        return values
+    result = {}
+    for name, value in values.items():
+        if isinstance(value, str) and "${" in value:
+            try:
+                result[name] = config[name]
+            except Exception:  # a resolver of the value may raise anything
+                result[name] = "???"
+        else:
+            result[name] = readable(value, config[name])
+    return result
+
+
+def run_verb(arguments: Arguments, words: Sequence[str]) -> int:
+    """Lets Hydra compose the configuration and call the verb's task, once or, in a sweep, for each combination."""
+    import hydra
+
+    from ulmfit import conf_files, hydra_config
+    from ulmfit.composition_errors import explained
+
+    assert arguments.verb is not None
+    hydra_config.register(arguments.verb)
+    overrides = arguments.overrides + (["debug=true"] if arguments.debug else [])
+    jobs = Jobs()
+    decorate = hydra.main(config_path=str(conf_files.conf_dir()), config_name=arguments.verb, version_base="1.3")
+    with command_line([*arguments.flags, *overrides]), environment(HYDRA_FULL_ERROR="1"):
+        try:
+            decorate(task_for(arguments, words, jobs))()
+        except hydra_config.CONFIGURATION_ERRORS as error:
+            raise explained(arguments.verb, error) from error
+    if jobs.error is not None:
+        raise jobs.error
+    if arguments.multirun and jobs.done + jobs.failed and not os.environ.get("LOCAL_RANK"):
+        failed = f", {jobs.failed} failed" if jobs.failed else ""
+        logger.info("%d of %d runs finished%s.", jobs.done, jobs.done + jobs.failed, failed)
+        logger.info("Compare them: ulmfit report runs=%s", jobs.runs)
+    return jobs.exit_code
+
+
+def task_for(arguments: Arguments, words: Sequence[str], jobs: Jobs) -> Callable[[DictConfig], Any]:
+    """The function that Hydra calls with the composed configuration of each job."""
+    verb, config_dir = arguments.verb, arguments.config_dir
+    assert verb is not None
+
+    def task(composed: DictConfig) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        from ulmfit import hydra_config
+        from ulmfit.composition_errors import explained
+
+        hydra_config.register(verb)  # a launcher may have started another process for this job
+        job = HydraConfig.get()
+        sweep = job.mode == RunMode.MULTIRUN
+        again = [verb, *(["--config-dir", str(config_dir.resolve())] if config_dir else []), *job.overrides.task]
+        again += [word for word in job.overrides.hydra if word.startswith("hydra.searchpath=")]
+        if sweep:
+            again.append("hydra.mode=RUN")
+            logger.info("Run %d: %s", job.job.num + 1, " ".join(job.overrides.task))
+        try:
+            with command_line(again), process_group_of_its_own():
+                config = hydra_config.to_config(verb, composed)
+                jobs.runs = config.runs
+                result = importlib.import_module(f"ulmfit.tasks.{verb}").run(config)
+        except hydra_config.CONFIGURATION_ERRORS as error:
+            return failed(explained(verb, error), sweep)
+        except Exception as error:
+            return failed(error, sweep)
+        jobs.done += 1
+        return result
+
+    def failed(error: Exception, sweep: bool) -> None:
+        """In a sweep the other jobs go on; in a launcher's process the error has to travel as an exception."""
+        if os.getpid() != jobs.process:
+            raise error
+        if not sweep:
+            jobs.error = error
+            return
+        jobs.failed += 1
+        prefix = f"{rank_prefix()}: run {jobs.done + jobs.failed}"
+        jobs.exit_code = failures.report(error, words, arguments.debug, prefix)
+
+    return task
+
+
+@contextmanager
+def command_line(words: Sequence[str]) -> Iterator[None]:
+    """`sys.argv` with these words after the program's name."""
+    before = sys.argv
+    sys.argv = [before[0], *words]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Environment variables with these values, then as they were."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        restore(before)
+
+
+@contextmanager
+def process_group_of_its_own() -> Iterator[None]:
+    """Leaves nothing of distributed training behind, else a sweep's next job would take itself for one of its ranks."""
+    before = {name: os.environ.get(name) for name in RANK_VARIABLES}
+    try:
+        yield
+    finally:
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        restore(before)
+
+
+def restore(variables: dict[str, str | None]) -> None:
+    """Sets environment variables, or removes those that are None."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def complete(arguments: Arguments) -> None:
+    """Tab completion: verbs from here, the rest from Hydra, which is given the line without the verb."""
+    from ulmfit import conf_files, hydra_config
+
+    line = os.environ.get("COMP_LINE", "")
+    before, words = line, line.split()
+    verb = arguments.verb or "train"
+    if any(word.startswith("query=") for word in arguments.overrides):
+        if len(words) < 2 or (len(words) == 2 and not line[-1:].isspace()):
+            print(" ".join(name for name in VERBS if len(words) < 2 or name.startswith(words[1])))
+            return
+        if words[1] not in VERBS:
+            return
+        verb = words[1]
+        before = words[0] + line.split(verb, 1)[1]
+    import hydra
+
+    hydra_config.register(verb)
+    decorate = hydra.main(config_path=str(conf_files.conf_dir()), config_name=verb, version_base="1.3")
+    with command_line([*arguments.flags, *arguments.overrides]), environment(COMP_LINE=before, HYDRA_FULL_ERROR="1"):
+        decorate(lambda composed: None)()
+
+
+def set_up_logging(debug: bool) -> None:
+    """Plain lines of the `ulmfit` logger on standard error; of ranks above 0 only warnings."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    quiet = os.environ.get("LOCAL_RANK", "0") != "0"
+    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if debug else logging.INFO)
+
+
+def rank_prefix() -> str:
+    """Who is speaking: ranks above 0 say so."""
+    rank = os.environ.get("LOCAL_RANK", "0")
+    return "ulmfit" if rank == "0" else f"ulmfit (rank {rank})"

@@ -1,0 +1,68 @@
+"""What a user reads when something goes wrong: one sentence and an exit code for every kind of exception."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+
+from ulmfit.errors import UlmfitError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+TERMINATED = 143  # 128 + SIGTERM
+DISK_FULL = ("No space left on device", "PytorchStreamWriter failed", "Disk quota exceeded")
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it came from; Lightning turns Ctrl-C into `SystemExit` and keeps the original as context."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def sentence(error: BaseException, command: Sequence[str]) -> tuple[str, int]:
+    """The sentence for an exception (empty: say nothing) and the exit code.
+
+    `command` is the command line without the program's name, for the hint how to resume.
+    """
+    resume = f"ulmfit {shlex.join(command)}"
+    if isinstance(error, UlmfitError):
+        return " ".join(str(error).split()), error.exit_code
+    if any(isinstance(cause, KeyboardInterrupt) for cause in chain(error)):
+        hint = f"; to resume, repeat: {resume}" if command[:1] == ["train"] else ""
+        return f"interrupted{hint}", INTERRUPTED
+    if type(error).__name__ == "SIGTERMException":
+        return f"terminated; to resume, repeat: {resume}", TERMINATED
+    if isinstance(error, SystemExit):
+        return ("", error.code) if isinstance(error.code, int) else (str(error.code or ""), 1 if error.code else 0)
+    if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has had enough
+        return "", 0
+    text = " ".join(str(error).split())
+    place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or any(sign in text for sign in DISK_FULL):
+        return f"the disk is full{place}: free some space, or set runs= and cache= to another disk, and repeat", 1
+    if isinstance(error, PermissionError):
+        return f"permission denied{place}: choose another place with runs=, cache= or output=, or change the rights", 1
+    memory = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    if memory or (isinstance(error, RuntimeError) and any(sign in text.lower() for sign in OUT_OF_MEMORY)):
+        device = "GPU memory" if "CUDA" in text or "HIP" in text else "memory"
+        return f"out of {device}: set a smaller batch_size, bptt or tokens_per_batch (and optim.accumulate higher)", 1
+    if isinstance(error, ModuleNotFoundError):
+        return f"the Python package '{error.name}' is missing: install it with pip, or run again with --debug", 1
+    text = text if len(text) <= 300 else text[:300] + "..."
+    return f"{type(error).__name__}: {text or 'no message'}; run again with --debug for the traceback", 1
+
+
+def report(error: BaseException, command: Sequence[str], debug: bool, prefix: str = "ulmfit") -> int:
+    """Prints the sentence to standard error, after the traceback if `debug`, and returns the exit code."""
+    message, code = sentence(error, command)
+    if debug and not isinstance(error, SystemExit):
+        traceback.print_exception(error, file=sys.stderr)
+    if message:
+        print(f"{prefix}: {message}", file=sys.stderr, flush=True)
+    return code

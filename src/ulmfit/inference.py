@@ -1,0 +1,289 @@
+"""Trained models at work, in plain torch: class probabilities, perplexity, generated text. Nothing here trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ulmfit.bundle import CLASSIFIER, LANGUAGE_MODEL, Bundle, load_bundle
+from ulmfit.data.cache import TokenCache
+from ulmfit.data.documents import DocumentBatches
+from ulmfit.data.streams import LMStream
+from ulmfit.errors import BundleError, UsageError
+from ulmfit.nn.awd_lstm import State, detach, select_rows
+from ulmfit.nn.build import language_model_from, text_classifier_from
+from ulmfit.nn.models import LanguageModel, TextClassifier
+
+Probabilities = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable label, its probability, and all probabilities by label."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class Predictor:
+    """One classifier, or an ensemble whose probabilities are averaged (Howard & Ruder 2018, section 3.4).
+
+    Args:
+        bundles: classifier bundles or their folders; members may differ in direction, tokenizer and shape,
+            not in their labels.
+        device: "cpu", "cuda", ...; "auto" takes a GPU if there is one.
+
+    Raises:
+        BundleError: no bundle, not a classifier, or members with different labels.
+    """
+
+    def __init__(self, bundles: Sequence[Bundle | Path | str], device: str = "auto") -> None:
+        if not bundles:
+            raise BundleError("no classifier was given, expected the folder of at least one bundle")
+        self.device = pick_device(device)
+        loaded = [b if isinstance(b, Bundle) else load_bundle(b, CLASSIFIER) for b in bundles]
+        self.classes: list[str] = loaded[0].info.labels
+        self._members: list[tuple[Bundle, TextClassifier, list[int]]] = []
+        for bundle in loaded:
+            if sorted(bundle.info.labels) != sorted(self.classes):
+                raise BundleError(
+                    f"{bundle.path} has the labels {', '.join(bundle.info.labels)}, the first of the ensemble has "
+                    f"{', '.join(self.classes)}; members of an ensemble need the same labels"
+                )
+            order = [bundle.info.labels.index(label) for label in self.classes]
+            self._members.append((bundle, text_classifier_from(bundle).to(self.device).eval(), order))
+
+    def probabilities(
+        self,
+        texts: Sequence[str],
+        batch_size: int = 64,
+        tokens_per_batch: int = 20_000,
+        progress: Callable[[int], None] | None = None,
+    ) -> Probabilities:
+        """(N, C) probabilities in the order of `texts` and `classes`. The result for a text depends on it alone."""
+        mean = np.zeros((len(texts), len(self.classes)), dtype=np.float64)
+        done = 0
+        for bundle, model, order in self._members:
+            documents = TokenCache.from_texts(texts, bundle.tokenizer, threads=torch.get_num_threads())
+            batches = DocumentBatches(
+                documents,
+                None,
+                batch_size=batch_size,
+                tokens_per_batch=tokens_per_batch,
+                shuffle=False,
+                seed=0,
+                direction=bundle.info.direction,
+            )
+            with torch.inference_mode():
+                for batch in batches:
+                    logits = model(batch.tokens.to(self.device), batch.lengths.to(self.device))
+                    values = logits.float().softmax(-1).cpu().numpy()
+                    mean[batch.index.numpy()] += values[:, order] / len(self._members)
+                    done += len(values)
+                    if progress is not None:
+                        progress(done // len(self._members))
+        return mean.astype(np.float32)
+
+    def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
+        """Labels and probabilities of many texts."""
+        return [self._prediction(row) for row in self.probabilities(texts, batch_size)]
+
+    def predict_one(self, text: str) -> Prediction:
+        """Label and probabilities of one text, without the machinery of batches."""
+        mean = np.zeros(len(self.classes))
+        with torch.inference_mode():
+            for bundle, model, order in self._members:
+                ids = bundle.tokenizer.encode(text)
+                if bundle.info.direction == "backward":
+                    ids.reverse()
+                tokens = torch.tensor([[bundle.tokenizer.bos_id, *ids]], device=self.device)
+                lengths = torch.tensor([tokens.size(1)], device=self.device)
+                mean += model(tokens, lengths)[0].float().softmax(-1).cpu().numpy()[order] / len(self._members)
+        return self._prediction(mean)
+
+    def _prediction(self, row: npt.NDArray[np.floating]) -> Prediction:
+        best = int(row.argmax())
+        return Prediction(self.classes[best], float(row[best]), dict(zip(self.classes, map(float, row), strict=True)))
+
+
+@dataclass(frozen=True)
+class LMScore:
+    """How well a language model predicts a text.
+
+    Attributes:
+        nll: summed negative log-likelihood in nats, every token after the first counted once.
+        tokens: predicted tokens, begin markers of documents included.
+        characters: of the raw text, one added per document for its end.
+    """
+
+    nll: float
+    tokens: int
+    characters: int
+
+    @property
+    def perplexity(self) -> float:
+        """Per piece; comparable only between models with one tokenizer."""
+        return math.exp(min(self.nll / self.tokens, 700))
+
+    @property
+    def bits_per_character(self) -> float:
+        """Comparable between tokenizers."""
+        return self.nll / math.log(2) / self.characters
+
+    def per_word(self, words: int) -> float:
+        """Perplexity per word, the likelihood spread over `words`."""
+        return math.exp(min(self.nll / words, 700))
+
+
+def score_language_model(
+    model: LanguageModel, cache: TokenCache, characters: int, direction: str = "forward", rows: int = 16, bptt: int = 70
+) -> LMScore:
+    """Negative log-likelihood of a whole corpus. All tokens but the very first are predicted exactly once.
+
+    The corpus is read as `rows` parallel streams plus what is left over; each row starts without context, a loss
+    that is negligible for rows of thousands of tokens.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    rows = max(1, min(rows, (len(cache.tokens) - 1) // 1000))
+    stream = LMStream(cache, rows, bptt, direction=direction)
+    total, count = 0.0, 0
+    state: State | None = None
+    with torch.inference_mode():
+        for tokens, targets in stream:
+            nll, state = model.total_nll(tokens.to(device), targets.to(device), state)
+            total, count = total + float(nll), count + targets.numel()
+        left_over = stream.tail()
+        if left_over is not None:
+            last = None if state is None else select_rows(state, torch.tensor([rows - 1], device=device))
+            nll, _ = model.total_nll(left_over[0].to(device), left_over[1].to(device), last)
+            total, count = total + float(nll), count + left_over[1].numel()
+    return LMScore(total, count, characters)
+
+
+@torch.inference_mode()
+def generate(
+    bundle: Bundle,
+    prompt: str = "",
+    tokens: int = 60,
+    samples: int = 1,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    beams: int = 0,
+    seed: int = 0,
+    model: LanguageModel | None = None,
+) -> list[str]:
+    """Texts that go on from `prompt`, which they include. The state is carried, so time is linear in `tokens`.
+
+    Args:
+        temperature: 0 always takes the most probable piece.
+        top_k: draw among this many pieces; 0: all.
+        top_p: draw among the most probable pieces that hold this share of the probability.
+        beams: > 0: beam search of this width instead of drawing; returns the best `samples`.
+
+    Raises:
+        UsageError: a value out of range, or a backward model (its text would have to be written from the end).
+    """
+    if bundle.info.kind != LANGUAGE_MODEL:
+        raise BundleError(f"{bundle.path} is a classifier, expected a language model")
+    if bundle.info.direction == "backward":
+        raise UsageError(f"{bundle.path} reads backward, expected a forward language model to write with")
+    if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or tokens < 1 or samples < 1:
+        raise UsageError("expected temperature >= 0, 0 < top_p <= 1, top_k >= 0, tokens >= 1 and samples >= 1")
+    model = (model or language_model_from(bundle)).eval()
+    tokenizer = bundle.tokenizer
+    start = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    device = next(model.parameters()).device
+    if beams > 0:
+        found = _beam_search(model, start, tokens, max(beams, samples), tokenizer.bos_id, device)
+        return [tokenizer.decode(ids) for ids in found[:samples]]
+    generator = torch.Generator(device=device).manual_seed(seed)
+    context = torch.tensor([start] * samples, device=device)
+    logits, state = model(context)
+    rows = [list(start) for _ in range(samples)]
+    ended = [False] * samples
+    for _ in range(tokens):
+        scores = logits[:, -1].float()
+        scores[:, [tokenizer.pad_id, tokenizer.unk_id]] = -torch.inf
+        following = _draw(scores, temperature, top_k, top_p, generator)  # (samples, 1)
+        for row, piece in enumerate(following[:, 0].tolist()):
+            ended[row] = ended[row] or piece == tokenizer.bos_id  # the next document would begin
+            if not ended[row]:
+                rows[row].append(piece)
+        if all(ended):
+            break
+        logits, state = model(following, state)
+    return [tokenizer.decode(row) for row in rows]
+
+
+def _draw(scores: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> Tensor:
+    """(N, V) logits -> (N, 1) ids."""
+    if temperature == 0:
+        return scores.argmax(-1, keepdim=True)
+    scores = scores / temperature
+    if 0 < top_k < scores.size(-1):
+        lowest = scores.topk(top_k).values[:, -1:]
+        scores = scores.masked_fill(scores < lowest, -torch.inf)
+    if top_p < 1:
+        ordered, index = scores.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        scores = torch.full_like(scores, -torch.inf).scatter(
+            -1, index, ordered.masked_fill(before >= top_p, -torch.inf)
+        )
+    return torch.multinomial(scores.softmax(-1), 1, generator=generator)
+
+
+def _beam_search(
+    model: LanguageModel, start: list[int], tokens: int, beams: int, end: int, device: torch.device
+) -> list[list[int]]:
+    """The `beams` best continuations by mean log-probability, best first."""
+    logits, state = model(torch.tensor([start], device=device))
+    scores = torch.zeros(1, device=device)
+    rows = [list(start)]
+    finished: list[tuple[float, list[int]]] = []
+    for step in range(1, tokens + 1):
+        log_probs = logits[:, -1].float().log_softmax(-1)
+        log_probs[:, :2] = -torch.inf  # padding and unknown
+        total = (scores[:, None] + log_probs).flatten()
+        scores, flat = total.topk(min(2 * beams, total.numel()))
+        keep_rows, keep_ids, keep_scores = [], [], []
+        for value, position in zip(scores.tolist(), flat.tolist(), strict=True):
+            row, piece = divmod(position, log_probs.size(-1))
+            if piece == end:
+                finished.append((value / step, rows[row]))
+            elif len(keep_rows) < beams:
+                keep_rows.append(row)
+                keep_ids.append(piece)
+                keep_scores.append(value)
+        rows = [[*rows[r], i] for r, i in zip(keep_rows, keep_ids, strict=True)]
+        scores = torch.tensor(keep_scores, device=device)
+        state = select_rows(state, torch.tensor(keep_rows, device=device))
+        logits, state = model(torch.tensor(keep_ids, device=device)[:, None], state)
+        state = detach(state)
+    finished += [(float(s) / tokens, row) for s, row in zip(scores, rows, strict=True)]
+    return [row for _, row in sorted(finished, key=lambda f: -f[0])]
+
+
+def pick_device(name: str) -> torch.device:
+    """`name`, where "auto" is a GPU if there is one.
+
+    Raises:
+        UsageError: a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"the device '{name}' is not on this machine; use cpu or auto") from error
+    return device

@@ -1,0 +1,119 @@
+"""Plots for people, written as PNG: loss and rates over steps, confusion matrix, learning-rate range test."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Series = dict[str, list[tuple[int, float]]]
+
+
+def read_history(folder: Path) -> Series:
+    """(step, value) of everything logged in a run folder, all attempts of a resumed run together."""
+    merged: dict[str, dict[int, float]] = defaultdict(dict)
+    for path in sorted((folder / "log").glob("attempt-*/metrics.csv"), key=lambda p: int(p.parent.name.split("-")[1])):
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and name not in ("step", "epoch"):
+                        merged[name][int(float(row["step"]))] = float(value)
+    return {name: sorted(values.items()) for name, values in merged.items()}
+
+
+def plot_losses(history: Series) -> Figure:
+    """Training loss (smoothed and raw) and validation loss over optimiser steps."""
+    figure, axes = _figure()
+    steps, values = _split(history.get("train_loss_step", history.get("train_loss", [])))
+    if steps:
+        axes.plot(steps, values, color="C0", alpha=0.25, linewidth=0.8)
+        axes.plot(steps, _smooth(values), color="C0", label="training")
+    steps, values = _split(history.get("valid_loss", []))
+    if steps:
+        axes.plot(steps, values, "o-", color="C1", markersize=4, label="validation")
+    axes.set(xlabel="step", ylabel="loss (nats)", title="Loss")
+    axes.legend()
+    return figure
+
+
+def plot_rates(history: Series) -> Figure:
+    """Learning rate of each layer group over optimiser steps; group 0 is the lowest."""
+    figure, axes = _figure()
+    names = sorted((n for n in history if n.startswith("lr_")), key=lambda n: int(n.split("_")[1]))
+    for i, name in enumerate(names):
+        shade = i / max(1, len(names) - 1)
+        axes.plot(*_split(history[name]), color=(0.1, 0.2 + 0.5 * shade, 0.9 - 0.7 * shade), label=f"group {i}")
+    axes.set(xlabel="step", ylabel="learning rate", title="Learning rate per layer group", yscale="log")
+    axes.legend(title="lowest first", fontsize="small")
+    return figure
+
+
+def plot_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure:
+    """Counts by true (rows) and predicted (columns) class; colours are shares of the row."""
+    size = min(16.0, max(4.5, 0.55 * len(classes) + 2.5))
+    figure, axes = _figure((size + 0.8, size))
+    shares = [[n / max(1, sum(row)) for n in row] for row in matrix]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(classes))
+    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix", xticks=ticks, yticks=ticks)
+    axes.set_xticklabels(classes, rotation=60, ha="right")
+    axes.set_yticklabels(classes)
+    if len(classes) <= 30:
+        for i in ticks:
+            for j in ticks:
+                if matrix[i][j]:
+                    colour = "white" if shares[i][j] > 0.5 else "black"
+                    axes.text(j, i, str(matrix[i][j]), ha="center", va="center", color=colour, fontsize=8)
+    return figure
+
+
+def plot_lr_find(rates: Sequence[float], losses: Sequence[float], suggestion: float | None) -> Figure:
+    """Smoothed loss against the highest group's rate, with the suggested rate marked."""
+    figure, axes = _figure()
+    axes.plot(rates, losses)
+    if suggestion is not None:
+        axes.axvline(suggestion, color="C1", linestyle="--", label=f"suggestion {suggestion:.2g}")
+        axes.legend()
+    axes.set(xlabel="learning rate", ylabel="loss", xscale="log", title="Learning-rate range test")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
+    os.replace(partial, path)
+    return path
+
+
+def _figure(size: tuple[float, float] = (7.0, 4.2)) -> tuple[Figure, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # No pyplot: it keeps every figure alive and may look for a display.
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _split(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [p[0] for p in points], [p[1] for p in points]
+
+
+def _smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
+    """Exponential average without the bias towards zero at the start."""
+    result, average, weight = [], 0.0, 0.0
+    for value in values:
+        average = keep * average + (1 - keep) * value
+        weight = keep * weight + (1 - keep)
+        result.append(average / weight)
+    return result

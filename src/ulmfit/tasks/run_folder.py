@@ -1,0 +1,53 @@
+"""Which folder a training run lives in.
+
+The name follows from the configuration alone, so repeating a command finds the interrupted run, every rank of
+distributed training computes the same folder, and two different settings never share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ulmfit.config import TrainConfig
+
+# What may change between the first attempt and the one that resumes it, because the result stays the same.
+WITHOUT_EFFECT = ("runs", "cache", "debug", "logger", "seed")
+TRAINER_WITH_EFFECT = ("precision", "devices", "num_nodes")
+
+
+def relevant(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide a run's result, apart from the seed."""
+    settings = {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
+    settings["trainer"] = {name: settings["trainer"][name] for name in TRAINER_WITH_EFFECT}
+    if config.stage.name == "classifier":
+        del settings["stage"]["lm"]
+    elif config.stage.name != "all":
+        del settings["stage"]["classifier"]
+    return settings
+
+
+def run_folder(config: TrainConfig, *also: str) -> Path:
+    """`runs/<dataset>/<stage>-<8 hex digits of the settings>-seed<n>`; runs that differ in the seed share the digits.
+
+    `also` takes what else decides the result, such as a fingerprint of the data.
+    """
+    text = json.dumps([relevant(config), *also], sort_keys=True)
+    digits = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return Path(config.runs) / config.dataset.name / f"{config.stage.name}-{digits}-seed{config.seed}"
+
+
+def write_config(config: Any, folder: Path) -> Path:
+    """Writes the resolved configuration as `config.yaml` into a run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    temporary = folder / f".config.yaml.{os.getpid()}"
+    temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
