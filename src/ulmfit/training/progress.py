@@ -1,0 +1,83 @@
+"""Progress for people: one line that shows where training is and the time left, and a table row per epoch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+_REFRESH_SECONDS = 0.5  # on a terminal
+_LOG_SECONDS = 60.0  # into a file
+
+
+class Progress(Callback):
+    """Writes to standard error, so that standard output stays for results."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._began = 0.0
+        self._first_step = 0
+        self._shown = 0.0
+        self._epoch_began = 0.0
+        self._header: list[str] = []
+        self._smooth: float | None = None
+        self._live = sys.stderr.isatty()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = self._shown = self._epoch_began = time.monotonic()
+        self._first_step = trainer.global_step
+        if trainer.is_global_zero:
+            total = int(trainer.estimated_stepping_batches)
+            resumed = f", resumed at step {trainer.global_step}" if trainer.global_step else ""
+            print(f"{self.title}: {trainer.max_epochs} epochs, {total} steps{resumed}", file=sys.stderr)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_began = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        if not trainer.is_global_zero or now - self._shown < (_REFRESH_SECONDS if self._live else _LOG_SECONDS):
+            return
+        self._shown = now
+        loss = trainer.callback_metrics.get("train_loss")
+        if loss is not None:
+            self._smooth = float(loss) if self._smooth is None else 0.7 * self._smooth + 0.3 * float(loss)
+        total = int(trainer.estimated_stepping_batches)
+        done = max(1, trainer.global_step - self._first_step)
+        left = (now - self._began) / done * (total - trainer.global_step)
+        line = f"  epoch {trainer.current_epoch + 1} · step {trainer.global_step}/{total}"
+        if self._smooth is not None:
+            line += f" · loss {self._smooth:.3f}"
+        line += f" · {clock(left)} left"
+        print(f"\r{line:<78}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._row(trainer)
+
+    def _row(self, trainer: Trainer) -> None:
+        shown = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name in ("train_loss_epoch", "valid_loss", "valid_perplexity", "valid_accuracy", "valid_macro_f1")
+        }
+        header = ["epoch", *(name.removesuffix("_epoch") for name in shown), "time"]
+        took = clock(time.monotonic() - self._epoch_began)
+        row = [str(trainer.current_epoch + 1), *(f"{value:.4f}" for value in shown.values()), took]
+        clear = f"\r{'':<78}\r" if self._live else ""
+        if header != self._header:
+            self._header = header
+            print(clear + "  ".join(f"{name:>16}" if i else f"{name:>5}" for i, name in enumerate(header)), file=sys.stderr)
+            clear = ""
+        print(clear + "  ".join(f"{v:>16}" if i else f"{v:>5}" for i, v in enumerate(row)), file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss, or mm:ss below an hour."""
+    minutes, s = divmod(round(max(0.0, seconds)), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m:02}:{s:02}"

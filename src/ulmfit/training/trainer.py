@@ -1,0 +1,217 @@
+"""One way to run a training: trainer, callbacks, checkpoints, resume. Command line and learners call `fit`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from ulmfit.config import FitConfig, LoggerConfig, TrainerConfig
+from ulmfit.errors import UlmfitError, UsageError
+from ulmfit.training.base import UlmfitModule
+from ulmfit.training.callbacks import method_callbacks
+from ulmfit.training.progress import Progress
+
+CHECKPOINTS = "checkpoints"
+_NOISE = (
+    ".*does not have many workers.*",
+    ".*The number of training batches.*is smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Experiment logs directory .* exists and is not empty.*",
+    ".*GPU available but not used.*",
+    ".*You defined a `validation_step` but have no `val_dataloader`.*",
+    ".*No positive samples.*",
+    ".*is not a valid.*sampler.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*mid-epoch.*",
+)
+
+
+@dataclass
+class FitResult:
+    """Figures of the weights kept, and how training went.
+
+    Attributes:
+        metrics: last validation figures of the kept weights, `train_loss` among them.
+        steps: optimiser steps made, in all attempts together.
+        stopped_early: why training ended before its plan, else "".
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    stopped_early: str = ""
+
+
+def fit(
+    module: UlmfitModule,
+    data: lightning.LightningDataModule,
+    config: FitConfig,
+    trainer_config: TrainerConfig,
+    logger_config: LoggerConfig,
+    folder: Path | None,
+    monitor: tuple[str, str],
+    title: str,
+    callbacks: Sequence[lightning.Callback] = (),
+) -> FitResult:
+    """Train `module`; afterwards it holds the weights to keep.
+
+    Args:
+        folder: where logs and checkpoints go; a checkpoint found there is resumed. None: nothing is written.
+        monitor: metric that decides which weights are best, and "min" or "max".
+        title: for the progress line.
+
+    Raises:
+        UlmfitError: the loss is not a number any more; with the step, the rate and advice.
+    """
+    name, mode = monitor
+    has_validation = not isinstance(data.val_dataloader(), list)
+    extra: list[lightning.Callback] = [*callbacks, NonFiniteGuard()]
+    best: ModelCheckpoint | None = None
+    if folder is not None:
+        extra.append(_recovery_checkpoint(folder, trainer_config))
+        if has_validation and config.keep == "best":
+            best = ModelCheckpoint(
+                folder / CHECKPOINTS, filename="best", monitor=name, mode=mode, save_top_k=1, save_weights_only=True,
+                enable_version_counter=False,
+            )
+            extra.append(best)
+    if config.patience is not None and has_validation:
+        extra.append(EarlyStopping(name, mode=mode, patience=config.patience))
+    trainer = make_trainer(config, trainer_config, logger_config, folder, module, title, extra)
+    with warnings.catch_warnings():
+        for message in _NOISE:
+            warnings.filterwarnings("ignore", message=message)
+        trainer.fit(module, datamodule=data, ckpt_path=_resume_path(folder), weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    result = FitResult(steps=trainer.global_step)
+    result.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if _is_result(k)}
+    if best is not None and best.best_model_path:
+        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        module.load_state_dict(state["state_dict"])
+        if best.best_model_score is not None:
+            result.metrics[f"best_{name}"] = float(best.best_model_score)
+    return result
+
+
+def make_trainer(
+    config: FitConfig,
+    trainer_config: TrainerConfig,
+    logger_config: LoggerConfig,
+    folder: Path | None,
+    module: UlmfitModule,
+    title: str,
+    callbacks: Sequence[lightning.Callback] = (),
+) -> lightning.Trainer:
+    """A Lightning trainer with the method's callbacks; loggers and progress are explicit, never Lightning's defaults."""
+    method = method_callbacks(config.method, config.optim.lr, config.epochs, len(module.layer_groups()))
+    if trainer_config.threads:
+        torch.set_num_threads(trainer_config.threads)
+    progress: list[lightning.Callback] = [Progress(title)] if trainer_config.enable_progress_bar else []
+    return lightning.Trainer(
+        accelerator=trainer_config.accelerator,
+        devices=trainer_config.devices,
+        num_nodes=trainer_config.num_nodes,
+        strategy=trainer_config.strategy,
+        precision=resolve_precision(trainer_config),  # type: ignore[arg-type]
+        max_time=trainer_config.max_time,
+        deterministic=trainer_config.deterministic,
+        max_epochs=config.epochs,
+        max_steps=config.max_steps if config.max_steps is not None else -1,
+        accumulate_grad_batches=config.optim.accumulate,
+        gradient_clip_val=config.optim.clip,
+        val_check_interval=config.valid_every,
+        check_val_every_n_epoch=None if config.valid_every else 1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # our loaders shard themselves
+        logger=_loggers(logger_config, folder),
+        log_every_n_steps=logger_config.log_every,
+        callbacks=[*method, *progress, *callbacks],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=folder is not None,
+        default_root_dir=folder,
+    )
+
+
+def resolve_precision(config: TrainerConfig) -> str:
+    """`config.precision`, where "auto" means bfloat16 products if the hardware has them, else float32.
+
+    Raises:
+        UsageError: a reduced precision that the processor only emulates or whose LSTM kernel is missing.
+    """
+    on_gpu = config.accelerator in ("gpu", "cuda") or (config.accelerator == "auto" and torch.cuda.is_available())
+    if on_gpu:
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    else:
+        native = config.accelerator in ("auto", "cpu") and cpu_multiplies_bfloat16()
+    if config.precision == "auto":
+        return "bf16-mixed" if native else "32-true"
+    if str(config.precision).startswith("bf16") and not native:
+        raise UsageError(
+            f"trainer.precision is '{config.precision}', but this machine has no bfloat16 units; use 32-true or auto"
+        )
+    return str(config.precision)
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has AMX tiles: without them bfloat16 LSTMs are slow or missing."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported and supported())
+
+
+class NonFiniteGuard(lightning.Callback):
+    """Stops at the first loss that is not a finite number, before it reaches a checkpoint."""
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
+        if not torch.isfinite(loss):
+            rate = max(g["lr"] for g in trainer.optimizers[0].param_groups)
+            raise UlmfitError(
+                f"the training loss became {float(loss)} at step {trainer.global_step} with a learning rate of {rate:.2g}; "
+                "lower the learning rate or set gradient clipping (optim.clip=0.3)"
+            )
+
+
+def _recovery_checkpoint(folder: Path, config: TrainerConfig) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        folder / CHECKPOINTS,
+        filename="last",
+        monitor=None,
+        save_top_k=1,
+        train_time_interval=timedelta(minutes=config.checkpoint_minutes),
+        enable_version_counter=False,
+    )
+
+
+def _resume_path(folder: Path | None) -> Path | None:
+    path = None if folder is None else folder / CHECKPOINTS / "last.ckpt"
+    return path if path is not None and path.is_file() else None
+
+
+def _loggers(config: LoggerConfig, folder: Path | None) -> list[Logger] | bool:
+    if folder is None:
+        return False
+    loggers: list[Logger] = []
+    if config.csv:
+        # A new file for each attempt: Lightning's logger deletes what an earlier one wrote.
+        attempt = len(list((folder / "log").glob("attempt-*")))
+        loggers.append(CSVLogger(folder, name="log", version=f"attempt-{attempt}"))
+    if config.tensorboard:
+        loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+    if config.wandb:
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(WandbLogger(project=config.wandb_project, save_dir=folder))
+    return loggers or False
+
+
+def _is_result(name: str) -> bool:
+    return name.startswith("valid_") or name == "train_loss_epoch"
