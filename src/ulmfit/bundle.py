@@ -125,14 +125,16 @@ def save_bundle(
     import torch
     from safetensors.torch import save_file
 
-    folder = Path(folder).resolve()
+    given, folder = Path(folder), Path(folder).resolve()
     if folder.exists() and not is_bundle(folder) and (folder.is_file() or any(folder.iterdir())):
-        raise BundleError(f"{folder} holds something else than a bundle, expected a new or empty folder; choose another")
+        raise BundleError(
+            f"{folder} holds something else than a bundle, expected a new or empty folder; choose another"
+        )
     info.tokenizer_fingerprint = tokenizer.fingerprint
     info.metrics = {name: float(value) for name, value in info.metrics.items()}
     try:
         _check_info(info)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise BundleError(f"a bundle cannot be written to {folder}: {error}") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:12]}.partial"
@@ -149,7 +151,7 @@ def save_bundle(
         _replace_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    return given
 
 
 def load_bundle(folder: Path | str, kind: str | None = None) -> Bundle:
@@ -174,7 +176,9 @@ def load_bundle(folder: Path | str, kind: str | None = None) -> Bundle:
             try:
                 weights[name] = {k: v.float() if v.is_floating_point() else v for k, v in load(content).items()}
             except Exception as error:  # safetensors raises its own, torch others for types it does not know
-                raise BundleError(f"{path} is not a safetensors file ({error!s:.200}); write the bundle again") from error
+                raise BundleError(
+                    f"{path} is not a safetensors file ({error!s:.200}); write the bundle again"
+                ) from error
     tokenizer = Tokenizer.load(folder)
     if tokenizer.fingerprint != info.tokenizer_fingerprint or tokenizer.vocab_size != info.architecture["vocab_size"]:
         raise BundleError(
@@ -182,59 +186,87 @@ def load_bundle(folder: Path | str, kind: str | None = None) -> Bundle:
             f"the encoder expects {info.architecture['vocab_size']} and {info.tokenizer_fingerprint!r:.40}; "
             "they do not belong together"
         )
-    return Bundle(info, weights[ENCODER_FILE], weights[HEAD_FILE], tokenizer, folder)
+    encoder, head = weights[ENCODER_FILE], weights[HEAD_FILE]
+    if not _weights_may_fill(info, encoder, head):
+        raise BundleError(f"the weights in {folder} are fewer than {INFO_FILE} says; copy or write the bundle again")
+    return Bundle(info, encoder, head, tokenizer, folder)
 
 
 def model_card(info: BundleInfo) -> str:
     """The README of a bundle, from its description."""
     origin = info.provenance
+    rows = [
+        *info.architecture.items(),
+        *([("labels", ", ".join(info.labels))] if info.labels else []),
+        *((key, value) for key, value in origin.items() if key != "name"),
+        *((key, f"{value:.4g}") for key, value in info.metrics.items()),
+    ]
     lines = [
-        f"# {origin.get('name', KINDS[info.kind].split(' ', 1)[1].capitalize())}",
+        f"# {_cell(origin.get('name', KINDS[info.kind].split(' ', 1)[1].capitalize()))}",
         "",
         f"A ULMFiT {info.kind.replace('_', ' ')} (Howard & Ruder 2018), reading {info.direction}.",
         "",
         "| | |",
         "|---|---|",
-        *(f"| {key.replace('_', ' ')} | {value} |" for key, value in info.architecture.items()),
-        *([f"| labels | {', '.join(info.labels)} |"] if info.labels else []),
-        *(f"| {key.replace('_', ' ')} | {value} |" for key, value in origin.items() if key != "name"),
-        *(f"| {key.replace('_', ' ')} | {value:.4g} |" for key, value in info.metrics.items()),
+        *(f"| {_cell(key).replace('_', ' ')} | {_cell(value)} |" for key, value in rows),
         "",
         "Load it with `ulmfit.load(path)`; weights are safetensors, nothing here is executed.",
     ]
     return "\n".join(lines) + "\n"
 
 
+def _cell(value: object) -> str:
+    """One line that does not end its table cell."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
 def _check_info(info: BundleInfo) -> None:
-    """Types and ranges, so that a hostile file fails here and not in an allocation.
+    """Types and ranges, so that a hostile file fails here and not where it is used.
 
     Raises:
         ValueError: naming the field.
     """
-    if info.kind not in KINDS:
-        raise ValueError(f"kind is {info.kind!r}")
+    if not isinstance(info.kind, str) or info.kind not in KINDS:
+        raise ValueError(f"kind is {info.kind!r:.60}")
     sizes = ("vocab_size", "embedding_dim", "hidden_dim", "num_layers")
     if not isinstance(info.architecture, dict) or set(info.architecture) != set(sizes):
         raise ValueError(f"architecture must hold {', '.join(sizes)}")
     limits = (10_000_000, 65_536, 65_536, 64)
     for name, limit in zip(sizes, limits, strict=True):
-        value = info.architecture[name]
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= limit:
-            raise ValueError(f"{name} is {value!r}")
+        _check_size(name, info.architecture[name], limit)
     if info.direction not in ("forward", "backward"):
-        raise ValueError(f"direction is {info.direction!r}")
+        raise ValueError(f"direction is {info.direction!r:.60}")
     for name in ("provenance", "metrics", "checksums", "pooling"):
         if not isinstance(getattr(info, name), dict):
             raise ValueError(f"{name} is not an object")
+    for name, figure in info.metrics.items():
+        if not isinstance(figure, float) and not (isinstance(figure, int) and abs(figure) < 1 << 63):
+            raise ValueError(f"metrics.{name:.60} is {figure!r:.60}")
     if not isinstance(info.labels, list) or not all(isinstance(label, str) for label in info.labels):
         raise ValueError("labels is not a list of strings")
+    if len(set(info.labels)) < len(info.labels):
+        raise ValueError("a label stands twice in labels")
     if info.kind == CLASSIFIER:
         if len(info.labels) < 2:
             raise ValueError("a classifier needs two labels or more")
         for name in ("bptt", "max_len", "head_hidden"):
-            value = info.pooling.get(name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 10_000_000:
-                raise ValueError(f"pooling.{name} is {value!r}")
+            _check_size(f"pooling.{name}", info.pooling.get(name), 10_000_000)
+    # Raises UnicodeEncodeError, a ValueError, for lone surrogates, which could not be printed.
+    json.dumps(asdict(info), ensure_ascii=False, default=str).encode()
+
+
+def _check_size(name: str, value: object, limit: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= limit:
+        raise ValueError(f"{name} is {value!r:.60}")
+
+
+def _weights_may_fill(info: BundleInfo, encoder: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> bool:
+    """Whether the files hold enough numbers for what `info` promises, so that a lie allocates nothing."""
+    size = info.architecture
+    width, hidden = size["embedding_dim"], size["hidden_dim"]
+    least = size["vocab_size"] * width + (size["num_layers"] - 1) * 4 * hidden * hidden
+    least_head = info.pooling["head_hidden"] * 3 * width if info.kind == CLASSIFIER else 0
+    return sum(v.numel() for v in encoder.values()) >= least and sum(v.numel() for v in head.values()) >= least_head
 
 
 def _how_to_get(kind: str) -> str:
@@ -251,7 +283,14 @@ def _replace_folder(new: Path, final: Path) -> None:
     if not final.exists():
         os.replace(new, final)
         return
-    old = final.parent / f".{final.name}.{os.getpid()}.old"
+    old = final.parent / f".{final.name}.{uuid.uuid4().hex[:12]}.old"
     os.replace(final, old)
-    os.replace(new, final)
+    try:
+        os.replace(new, final)
+    except BaseException:
+        os.replace(old, final)
+        raise
+    for other in old.iterdir():
+        if other.name not in FILES:
+            os.replace(other, final / other.name)
     shutil.rmtree(old, ignore_errors=True)

@@ -204,7 +204,7 @@ class LoggerConfig:
 
 @dataclass
 class TrainConfig:
-    """`python -m ulmfit train ...`"""
+    """`python -m ulmfit train ...`."""
 
     stage: StageConfig = field(default_factory=StageConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -225,7 +225,6 @@ class EvaluateConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     split: str = "test"  # train | valid | test
     batch_size: int = 64
-    word_perplexity: bool = False  # language models: also per original word token (WikiText convention)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     runs: str = "runs"
     cache: str = ""

@@ -255,7 +255,9 @@ def _beam_search(
         log_probs[:, :2] = -torch.inf  # padding and unknown
         total = (scores[:, None] + log_probs).flatten()
         scores, flat = total.topk(min(2 * beams, total.numel()))
-        keep_rows, keep_ids, keep_scores = [], [], []
+        keep_rows: list[int] = []
+        keep_ids: list[int] = []
+        keep_scores: list[float] = []
         for value, position in zip(scores.tolist(), flat.tolist(), strict=True):
             row, piece = divmod(position, log_probs.size(-1))
             if piece == end:
@@ -279,6 +281,8 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UsageError: a device that this machine does not have.
     """
+    if name == "gpu":
+        name = "cuda"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

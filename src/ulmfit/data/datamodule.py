@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import lightning
 
@@ -18,7 +18,9 @@ class LMDataModule(lightning.LightningDataModule):
     `config.batch_size` is per process; validation uses the same rows in total for any number of processes.
     """
 
-    def __init__(self, train: TokenCache, valid: TokenCache | None, config: LMConfig, direction: str, seed: int) -> None:
+    def __init__(
+        self, train: TokenCache, valid: TokenCache | None, config: LMConfig, direction: str, seed: int
+    ) -> None:
         super().__init__()
         self.train, self.valid, self.config, self.direction, self.seed = train, valid, config, direction, seed
 
@@ -46,11 +48,14 @@ class LMDataModule(lightning.LightningDataModule):
 
 
 class ClassifierDataModule(lightning.LightningDataModule):
-    """Length-bucketed documents with labels."""
+    """Length-bucketed documents with labels.
+
+    `train` may be a function of the epoch: its documents are then made anew for each epoch (subword sampling).
+    """
 
     def __init__(
         self,
-        train: TokenCache,
+        train: TokenCache | Callable[[int], TokenCache],
         train_labels: Sequence[int],
         valid: TokenCache | None,
         valid_labels: Sequence[int] | None,
@@ -64,7 +69,9 @@ class ClassifierDataModule(lightning.LightningDataModule):
         self.config, self.direction, self.seed = config, direction, seed
 
     def train_dataloader(self) -> DocumentBatches:
-        return self._batches(self.train, self.train_labels, shuffle=True)
+        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        documents = self.train if isinstance(self.train, TokenCache) else self.train(epoch)
+        return self._batches(documents, self.train_labels, shuffle=True)
 
     def val_dataloader(self) -> DocumentBatches | list[DocumentBatches]:
         if self.valid is None or self.valid_labels is None:

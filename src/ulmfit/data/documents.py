@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ulmfit.data.loader import EpochLoader
 from ulmfit.errors import DataError, UsageError
 
 Indices = npt.NDArray[np.int64]
@@ -48,7 +49,7 @@ class Documents(Protocol):
     def document(self, index: int) -> npt.NDArray[Any]: ...
 
 
-class DocumentBatches:
+class DocumentBatches(EpochLoader):
     """Batches of whole documents for one rank. Every document comes exactly once per epoch over all ranks.
 
     A batch holds at most `batch_size` documents and at most `tokens_per_batch` tokens, padding included; a longer
@@ -118,11 +119,6 @@ class DocumentBatches:
         self._next = 0
         self._plan: tuple[int, list[Indices]] | None = None
         self._cuts = _Cuts(self.document_lengths, batch_size, tokens_per_batch, world_size)
-
-    @property
-    def sampler(self) -> DocumentBatches:
-        """Lightning announces the epoch to a loader's `sampler`."""
-        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the shuffle of the next iteration, from its start unless a state of it was loaded."""

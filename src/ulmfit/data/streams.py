@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ulmfit.data.cache import TokenCache, Tokens
+from ulmfit.data.loader import EpochLoader
 from ulmfit.errors import DataError
 
 _BPTT_SPREAD = 5.0  # standard deviation of random window lengths (Merity et al. 2017, section 4.1)
@@ -18,7 +19,7 @@ _SHORT_SHARE = 0.05  # share of windows drawn around bptt / 2
 _SHORTEST = 5
 
 
-class LMStream:
+class LMStream(EpochLoader):
     """(inputs, targets) windows of B parallel streams, each (B, T) int64; targets are the inputs' next tokens.
 
     Row r of an epoch reads tokens [r * L, (r + 1) * L) of the documents in this epoch's order, L = (N - 1) // rows;
@@ -71,16 +72,10 @@ class LMStream:
             )
         self._flat: tuple[int, Tokens] | None = None
 
-    batch_sampler = None  # Lightning looks for one beside `sampler`
-
-    @property
-    def sampler(self) -> LMStream:
-        """Lightning announces the epoch to a loader's `sampler`."""
-        return self
-
     def set_epoch(self, epoch: int) -> None:
-        """Choose the document order and window lengths of the next iteration."""
-        self.epoch = epoch
+        """Choose the document order and window lengths of the next iteration, from its start if the epoch is new."""
+        if epoch != self.epoch:
+            self.epoch, self._start, self._next = epoch, 0, 0
 
     def __len__(self) -> int:
         return len(self._lengths())

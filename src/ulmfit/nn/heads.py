@@ -69,6 +69,7 @@ class ClassifierHead(nn.Module):
     def __init__(self, inputs: int, hidden: int, classes: int, dropout: Sequence[float] = (0.4, 0.1)) -> None:
         super().__init__()
         sizes = [inputs, hidden, classes]
+        self.hidden, self.classes = hidden, classes
         self.dropout = tuple(dropout)
         self.norms = nn.ModuleList(nn.BatchNorm1d(n) for n in sizes[:-1])
         self.linears = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))

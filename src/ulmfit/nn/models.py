@@ -92,6 +92,11 @@ class TextClassifier(nn.Module):
         self.bptt = bptt
         self.max_len = max_len
 
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        return self.head.classes
+
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Right-padded `tokens` (B, T) of `lengths` (B,) -> logits (B, C), the same in any batch."""
         return self.classify(tokens, lengths).logits

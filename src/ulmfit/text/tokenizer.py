@@ -6,15 +6,15 @@ import hashlib
 import io
 import json
 import os
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ulmfit.config import RulesConfig, TokenizerConfig
 from ulmfit.errors import BundleError, DataError, UsageError, did_you_mean
-from ulmfit.text.rules import MARKERS, NEWLINE, Rules
+from ulmfit.text.corpus import sample, sentences
+from ulmfit.text.rules import MARKERS, Rules
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,6 @@ META_FILE = "tokenizer.json"
 KINDS = ("unigram", "bpe")
 # SentencePiece's unigram pieces depend on the number of threads, so it is part of the recipe.
 _TRAIN_THREADS = 2
-_MAX_SENTENCE_CHARS = 1000  # SentencePiece silently skips sentences of more than 4,192 bytes
 
 
 class Tokenizer:
@@ -46,6 +45,8 @@ class Tokenizer:
         self.rules = Rules(config.rules)
         self._model = model
         try:
+            if not model:  # which SentencePiece accepts, and complains about later
+                raise ValueError("empty")
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.vocab_size: int = self._processor.vocab_size()
             self.pieces: list[str] = [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
@@ -80,7 +81,7 @@ class Tokenizer:
             progress: called with the number of documents read so far, now and then.
 
         Raises:
-            UsageError: for an unknown kind or a vocabulary too small to hold the byte pieces.
+                UsageError: for an unknown kind, a value out of range, or a vocabulary too small for the characters.
             DataError: if `texts` holds no text.
         """
         import sentencepiece
@@ -91,16 +92,22 @@ class Tokenizer:
                 f"tokenizer.kind is '{config.kind}', expected one of {', '.join(KINDS)}"
                 f"{did_you_mean(config.kind, KINDS)}"
             )
-        smallest = 300 if config.byte_fallback else 50
-        if config.vocab_size < smallest:
-            raise UsageError(f"tokenizer.vocab_size is {config.vocab_size}, expected at least {smallest}")
-        sentences = _sample(_sentences(texts, Rules(config.rules), progress), config.sample_chars)
-        if not sentences:
+        ranges = {
+            "vocab_size": (300 if config.byte_fallback else 50, 10_000_000),
+            "character_coverage": (0.98, 1.0),
+            "max_piece_length": (1, 512),
+            "sample_chars": (1, 10**12),
+        }
+        for name, (low, high) in ranges.items():
+            if not low <= getattr(config, name) <= high:
+                raise UsageError(f"tokenizer.{name} is {getattr(config, name)}, expected {low} to {high}")
+        lines = sample(sentences(texts, Rules(config.rules), progress), config.sample_chars)
+        if not lines:
             raise DataError("the text to train a tokenizer on is empty, expected at least one document with words")
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(sentences),
+                sentence_iterator=iter(lines),
                 model_writer=model,
                 model_type=config.kind,
                 vocab_size=config.vocab_size,
@@ -124,7 +131,7 @@ class Tokenizer:
             )
         except RuntimeError as error:
             raise UsageError(
-                f"a {config.kind} vocabulary of {config.vocab_size} pieces cannot be learnt from {len(sentences)} "
+                f"a {config.kind} vocabulary of {config.vocab_size} pieces cannot be learnt from {len(lines)} "
                 f"lines of text; choose another tokenizer.vocab_size ({_last_line(error)})"
             ) from error
         return cls(model.getvalue(), config)
@@ -158,6 +165,13 @@ class Tokenizer:
         if sampling and self.config.sampling_alpha > 0:
             return {"enable_sampling": True, "alpha": self.config.sampling_alpha, "nbest_size": -1}
         return {}
+
+    @staticmethod
+    def seed_sampling(seed: int) -> None:
+        """Start SentencePiece's random numbers, which are one global stream, at `seed`."""
+        import sentencepiece
+
+        sentencepiece.set_random_generator_seed(seed % (1 << 32))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; control ids vanish. `decode(encode(text)) == rules.normalise(text)` with byte fallback.
@@ -252,49 +266,6 @@ def _read_config(values: dict[str, Any]) -> TokenizerConfig:
                 raise TypeError(f"{name} is {found!r:.40}")
     Rules(config.rules)  # its names are known
     return config
-
-
-def _sentences(texts: Iterable[str], rules: Rules, progress: Callable[[int], None] | None) -> Iterator[str]:
-    """Lines of marked text, cut at spaces to what SentencePiece accepts."""
-    for count, text in enumerate(texts, start=1):
-        if progress is not None and count % 1000 == 0:
-            progress(count)
-        for line in rules.apply(text).split(NEWLINE + " "):
-            line += NEWLINE
-            start = 0
-            while len(line) - start > _MAX_SENTENCE_CHARS:
-                cut = line.rfind(" ", start + 1, start + _MAX_SENTENCE_CHARS)
-                cut = cut if cut > 0 else start + _MAX_SENTENCE_CHARS
-                yield line[start:cut]
-                start = cut
-                while line[start] == " ":  # ends before the line does: its last character is the newline marker
-                    start += 1
-            if line[start:].strip(NEWLINE + " "):
-                yield line[start:]
-
-
-def _sample(sentences: Iterator[str], max_chars: int) -> list[str]:
-    """A uniform sample of about `max_chars` characters (reservoir sampling, fixed seed, order kept)."""
-    kept: list[tuple[int, str]] = []
-    chars = 0
-    rng = random.Random(0)
-    full = False
-    for index, sentence in enumerate(sentences):
-        if not full:
-            kept.append((index, sentence))
-            chars += len(sentence)
-            full = chars >= max_chars
-            continue
-        slot = rng.randrange(index + 1)
-        if slot < len(kept):
-            chars += len(sentence) - len(kept[slot][1])
-            kept[slot] = (index, sentence)
-            while chars > 2 * max_chars and len(kept) > 1:  # the first sentences were short ones
-                slot = rng.randrange(len(kept))
-                chars -= len(kept[slot][1])
-                kept[slot] = kept[-1]
-                kept.pop()
-    return [sentence for _, sentence in sorted(kept)]
 
 
 def _last_line(error: Exception) -> str:

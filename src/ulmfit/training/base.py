@@ -52,9 +52,8 @@ class UlmfitModule(lightning.LightningModule):
     def log_training(self, loss: Tensor, size: int) -> None:
         """Loss and the rate of each layer group, as often as the trainer logs."""
         self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, batch_size=size)
-        if self.global_step % max(self.trainer.log_every_n_steps, 1) == 0:
-            rates = {f"lr_{g['group']}": float(g["lr"]) for g in self.trainer.optimizers[0].param_groups}
-            self.log_dict(rates, on_step=True, on_epoch=False, batch_size=size)
+        rates = {f"lr_{g['group']}": float(g["lr"]) for g in self.trainer.optimizers[0].param_groups}
+        self.log_dict(rates, on_step=True, on_epoch=False, batch_size=size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_state"] = {

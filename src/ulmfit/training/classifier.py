@@ -31,9 +31,7 @@ class ClassifierModule(UlmfitModule):
         model.encoder.dropout = config.dropout
         model.head.dropout = tuple(config.head_dropout)
         model.bptt, model.max_len = config.bptt, config.max_len
-        classes = model.head.linears[-1].out_features
-        assert isinstance(classes, int)
-        self.valid_metrics = classifier_metrics(classes, "valid_")
+        self.valid_metrics = classifier_metrics(model.classes, "valid_")
         self.valid_loss = TokenLoss()  # here: per document
         self.weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
 

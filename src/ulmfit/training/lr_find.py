@@ -70,7 +70,9 @@ def find_lr(
     old_config = module.config
     module.config = replace(config, method=method)
     try:
-        trainer = bare_trainer(trainer_config, max_steps=steps, max_epochs=steps, callbacks=callbacks, clip=config.optim.clip)
+        trainer = bare_trainer(
+            trainer_config, max_steps=steps, max_epochs=steps, callbacks=callbacks, clip=config.optim.clip
+        )
         trainer.fit(module, datamodule=data)
     finally:
         module.config = old_config
@@ -93,6 +95,3 @@ def suggest(rates: list[float], losses: list[float]) -> float | None:
     begin = best_end - longest
     position = begin + int((best_end - begin) * 2 / 3)
     return rates[max(0, min(position, len(rates) - 1))]
-
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ class TokenLoss(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        # On GPUs without float64 support (MPS) float32 sums of per-batch float64 sums would lose digits; CUDA has it.
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -35,8 +35,11 @@ class TokenLoss(Metric):
         """Mean in nats."""
         return self.total / self.count
 
-    def set_dtype(self, dst_type: str | torch.dtype) -> TokenLoss:
-        """Sums stay float64 whatever the model's precision."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> TokenLoss:
+        # Lightning converts the whole module under precision=bf16-true; the sum must stay float64.
+        super()._apply(fn, [*exclude_state, "total"])
+        self.total = self.total.to(self.device)
+        self._defaults["total"] = self._defaults["total"].to(self.device)  # type: ignore[union-attr]
         return self
 
 

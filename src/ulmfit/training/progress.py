@@ -71,7 +71,10 @@ class Progress(Callback):
         clear = f"\r{'':<78}\r" if self._live else ""
         if header != self._header:
             self._header = header
-            print(clear + "  ".join(f"{name:>16}" if i else f"{name:>5}" for i, name in enumerate(header)), file=sys.stderr)
+            print(
+                clear + "  ".join(f"{name:>16}" if i else f"{name:>5}" for i, name in enumerate(header)),
+                file=sys.stderr,
+            )
             clear = ""
         print(clear + "  ".join(f"{v:>16}" if i else f"{v:>5}" for i, v in enumerate(row)), file=sys.stderr, flush=True)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -42,11 +44,13 @@ class FitResult:
     Attributes:
         metrics: last validation figures of the kept weights, `train_loss` among them.
         steps: optimiser steps made, in all attempts together.
+        main: whether this process is the one that writes files (rank 0).
         stopped_early: why training ended before its plan, else "".
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     steps: int = 0
+    main: bool = True
     stopped_early: str = ""
 
 
@@ -79,20 +83,27 @@ def fit(
         extra.append(_recovery_checkpoint(folder, trainer_config))
         if has_validation and config.keep == "best":
             best = ModelCheckpoint(
-                folder / CHECKPOINTS, filename="best", monitor=name, mode=mode, save_top_k=1, save_weights_only=True,
+                folder / CHECKPOINTS,
+                filename="best",
+                monitor=name,
+                mode=mode,
+                save_top_k=1,
+                save_weights_only=True,
                 enable_version_counter=False,
             )
             extra.append(best)
     if config.patience is not None and has_validation:
         extra.append(EarlyStopping(name, mode=mode, patience=config.patience))
-    trainer = make_trainer(config, trainer_config, logger_config, folder, module, title, extra)
-    with warnings.catch_warnings():
-        for message in _NOISE:
-            warnings.filterwarnings("ignore", message=message)
+    with quiet_lightning():
+        fresh = callable(getattr(data, "train", None))  # documents are made anew each epoch
+        trainer = make_trainer(config, trainer_config, logger_config, folder, module, title, extra, fresh)
         trainer.fit(module, datamodule=data, ckpt_path=_resume_path(folder), weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    result = FitResult(steps=trainer.global_step)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        if has_validation and config.max_steps is not None and config.valid_every is not None:
+            # The last steps have not been validated unless their number is a multiple of valid_every.
+            trainer.validate(module, datamodule=data, verbose=False)
+    result = FitResult(steps=trainer.global_step, main=trainer.is_global_zero)
     result.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if _is_result(k)}
     if best is not None and best.best_model_path:
         state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
@@ -110,35 +121,51 @@ def make_trainer(
     module: UlmfitModule,
     title: str,
     callbacks: Sequence[lightning.Callback] = (),
+    fresh_batches: bool = False,
 ) -> lightning.Trainer:
     """A Lightning trainer with the method's callbacks; loggers and progress are explicit, never Lightning's defaults."""
     method = method_callbacks(config.method, config.optim.lr, config.epochs, len(module.layer_groups()))
-    if trainer_config.threads:
-        torch.set_num_threads(trainer_config.threads)
     progress: list[lightning.Callback] = [Progress(title)] if trainer_config.enable_progress_bar else []
-    return lightning.Trainer(
-        accelerator=trainer_config.accelerator,
-        devices=trainer_config.devices,
-        num_nodes=trainer_config.num_nodes,
-        strategy=trainer_config.strategy,
-        precision=resolve_precision(trainer_config),  # type: ignore[arg-type]
-        max_time=trainer_config.max_time,
-        deterministic=trainer_config.deterministic,
+    return bare_trainer(
+        trainer_config,
+        callbacks=[*method, *progress, *callbacks],
+        reload_dataloaders_every_n_epochs=1 if fresh_batches else 0,
         max_epochs=config.epochs,
         max_steps=config.max_steps if config.max_steps is not None else -1,
+        clip=config.optim.clip,
         accumulate_grad_batches=config.optim.accumulate,
-        gradient_clip_val=config.optim.clip,
         val_check_interval=config.valid_every,
         check_val_every_n_epoch=None if config.valid_every else 1,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # our loaders shard themselves
         logger=_loggers(logger_config, folder),
         log_every_n_steps=logger_config.log_every,
-        callbacks=[*method, *progress, *callbacks],
-        enable_progress_bar=False,
-        enable_model_summary=False,
         enable_checkpointing=folder is not None,
         default_root_dir=folder,
+    )
+
+
+def bare_trainer(
+    config: TrainerConfig, callbacks: Sequence[lightning.Callback], max_epochs: int, clip: float | None, **more: Any
+) -> lightning.Trainer:
+    """A Lightning trainer for this machine that logs and saves nothing unless told to."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, **more}
+    return lightning.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision=resolve_precision(config),  # type: ignore[arg-type]
+        max_time=config.max_time,
+        deterministic=config.deterministic,
+        max_epochs=max_epochs,
+        gradient_clip_val=clip,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # our loaders shard themselves
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **quiet,
     )
 
 
@@ -166,6 +193,23 @@ def cpu_multiplies_bfloat16() -> bool:
     """Whether the processor has AMX tiles: without them bfloat16 LSTMs are slow or missing."""
     supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(supported and supported())
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's hints about hardware, workers and cloud services."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for message in _NOISE:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class NonFiniteGuard(lightning.Callback):

@@ -1,0 +1,76 @@
+"""`ulmfit evaluate`: figures of a bundle, or of an ensemble of classifiers, on a split of a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ulmfit.bundle import CLASSIFIER, LANGUAGE_MODEL, load_bundle, read_info
+from ulmfit.config import EvaluateConfig
+from ulmfit.data.cache import TokenCache, build_token_cache
+from ulmfit.data.sources import content_key, iter_texts, load_splits, total_chars
+from ulmfit.errors import DataError
+from ulmfit.tasks.locations import cache_folder, classifiers_to_use, resolve_bundle
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Print and return the figures."""
+    if len(config.bundle) == 1:
+        path = _any_bundle(config.bundle[0])
+        if read_info(path).kind == LANGUAGE_MODEL:
+            return _language_model(path, config)
+    return _classifiers(classifiers_to_use(config.bundle, config.runs), config)
+
+
+def _any_bundle(name: str) -> Path:
+    path = Path(name)
+    return path if (path / "bundle.json").is_file() else resolve_bundle(name, CLASSIFIER)
+
+
+def _classifiers(paths: list[Path], config: EvaluateConfig) -> dict[str, Any]:
+    from ulmfit.inference import Predictor
+    from ulmfit.tasks.scoring import classification_report, format_report
+
+    table = load_splits(config.dataset).of(config.split)
+    if table is None:
+        raise DataError(
+            f"the data set {config.dataset.name} has no {config.split} split; set dataset.{config.split} to its file "
+            "or evaluate on another split"
+        )
+    predictor = Predictor(list(paths), config.trainer.accelerator)
+    labels = table.label_ids(predictor.classes)
+    probabilities = predictor.probabilities(table.texts, config.batch_size)
+    report = classification_report(probabilities, labels, predictor.classes)
+    print(format_report(report, config.split))
+    return report
+
+
+def _language_model(path: Path, config: EvaluateConfig) -> dict[str, Any]:
+    from ulmfit.inference import pick_device, score_language_model
+    from ulmfit.nn.build import language_model_from
+
+    bundle = load_bundle(path, LANGUAGE_MODEL)
+    characters = sum(len(text) + 1 for text in iter_texts(config.dataset, config.split))
+    cache: TokenCache = build_token_cache(
+        iter_texts(config.dataset, config.split),
+        bundle.tokenizer,
+        cache_folder(config.cache) / "tokens",
+        content_key(config.dataset, config.split),
+        total_chars(config.dataset, config.split),
+        progress=config.trainer.enable_progress_bar,
+    )
+    model = language_model_from(bundle).to(pick_device(config.trainer.accelerator))
+    score = score_language_model(model, cache, characters, bundle.info.direction)
+    figures: dict[str, Any] = {
+        "bits_per_character": score.bits_per_character,
+        "perplexity": score.perplexity,
+        "nll": score.nll,
+        "tokens": score.tokens,
+        "characters": score.characters,
+        "documents": len(cache),
+    }
+    print(
+        f"{config.split}: {score.bits_per_character:.4f} bits per character, perplexity {score.perplexity:.2f} per "
+        f"piece ({len(cache)} documents, {score.tokens} pieces, {score.characters} characters)"
+    )
+    return figures

@@ -1,0 +1,135 @@
+"""Where bundles and caches are: the newest in the runs folder, the shipped ones, the user's cache folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ulmfit.bundle import CLASSIFIER, LANGUAGE_MODEL, BundleInfo, is_bundle, read_info
+from ulmfit.errors import BundleError, did_you_mean
+
+PRETRAINED = Path(__file__).parent.parent / "pretrained"
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The bundle a stage starts from (None: random weights) and why it was taken, for the user."""
+
+    path: Path | None
+    why: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the weights: part of a run's identity."""
+        if self.path is None:
+            return SCRATCH
+        return read_info(self.path).checksums.get("encoder.safetensors", "")
+
+
+def choose_parent(init: str | None, stage: str, runs: Path, dataset: str, direction: str | None) -> Parent:
+    """Where a stage starts: `init`, else the newest bundle of the stage before on this data set, else the shipped model.
+
+    Raises:
+        BundleError: `init` is neither a bundle, nor a run folder with one, nor the name of a shipped model.
+    """
+    if init == SCRATCH or (init is None and stage == "lm_pretrain"):
+        return Parent(None, "from scratch")
+    if init is not None:
+        return Parent(resolve_bundle(init, LANGUAGE_MODEL), "as init says")
+    before = {"classifier": ("lm_finetune", "all"), "lm_finetune": ("lm_pretrain",), "all": ("lm_pretrain",)}[stage]
+    for path, info in newest_bundles(runs, LANGUAGE_MODEL):
+        same_data = info.provenance.get("dataset") == dataset
+        if same_data and info.provenance.get("stage") in before and direction in (None, info.direction):
+            return Parent(path, f"the newest language model for {dataset}")
+    shipped = shipped_model(direction or "forward")
+    if shipped is not None:
+        return Parent(shipped, "the shipped model")
+    return Parent(None, f"from scratch: no {direction or 'forward'} model ships with this version")
+
+
+def shipped_model(direction: str = "forward") -> Path | None:
+    """The pre-trained model that comes with the package, for one direction."""
+    for path in sorted(PRETRAINED.glob("*")):
+        if is_bundle(path) and read_info(path).direction == direction:
+            return path
+    return None
+
+
+def resolve_bundle(name: str, kind: str) -> Path:
+    """A bundle's folder from a path to it, to a run folder that holds one, or the name of a shipped model.
+
+    Raises:
+        BundleError: nothing there, or of another kind.
+    """
+    path = Path(name)
+    for candidate in (path, path / "bundle", *sorted(path.glob("*/bundle")), PRETRAINED / name):
+        if is_bundle(candidate) and (candidate == path or read_info(candidate).kind == kind):
+            read_info(candidate, kind)
+            return candidate
+    if path.is_dir():
+        read_info(path, kind)  # says what is wrong with it
+    known = [p.name for p in PRETRAINED.glob("*") if is_bundle(p)]
+    raise BundleError(
+        f"no bundle at {name}, expected a folder written by 'ulmfit train'"
+        + (f" or one of the shipped models {', '.join(known)}" if known else "")
+        + did_you_mean(name, known)
+    )
+
+
+def newest_bundles(runs: Path, kind: str) -> Iterator[tuple[Path, BundleInfo]]:
+    """Readable bundles of a kind below `runs`, newest first."""
+    found = [path.parent for path in runs.rglob("bundle.json") if not path.parent.name.startswith(".")]
+    for path in sorted(found, key=lambda p: (p / "bundle.json").stat().st_mtime, reverse=True):
+        try:
+            yield path, read_info(path, kind)
+        except BundleError:
+            continue
+
+
+def classifiers_to_use(given: list[str], runs: str) -> list[Path]:
+    """The classifiers named, or the newest one.
+
+    Raises:
+        BundleError: none named and none trained yet.
+    """
+    if given:
+        return [resolve_bundle(name, CLASSIFIER) for name in given]
+    for path, _ in newest_bundles(Path(runs), CLASSIFIER):
+        print(f"Using {path} (the newest classifier in {runs})", file=sys.stderr)
+        return [path]
+    raise BundleError(
+        f"there is no classifier in {runs} yet; make one with 'ulmfit train', or name one with bundle=PATH"
+    )
+
+
+def language_model_to_use(given: str | None, runs: str) -> Path:
+    """The language model named, else the newest, else the shipped one."""
+    if given:
+        return resolve_bundle(given, LANGUAGE_MODEL)
+    for path, info in newest_bundles(Path(runs), LANGUAGE_MODEL):
+        if info.direction == "forward":
+            print(f"Using {path} (the newest language model in {runs})", file=sys.stderr)
+            return path
+    shipped = shipped_model()
+    if shipped is None:
+        raise BundleError(f"there is no language model in {runs} yet; make one with 'ulmfit train stage=lm_finetune'")
+    return shipped
+
+
+def cache_folder(given: str) -> Path:
+    """For token caches: as configured, else $ULMFIT_CACHE, else the user's cache folder."""
+    if given:
+        return Path(given)
+    if os.environ.get("ULMFIT_CACHE"):
+        return Path(os.environ["ULMFIT_CACHE"])
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "ulmfit"

@@ -1,0 +1,99 @@
+"""`ulmfit predict`: labels and probabilities for a file or standard input, as JSON lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from ulmfit.config import PredictConfig
+from ulmfit.data.sources import read_table
+from ulmfit.errors import DataError, UsageError
+from ulmfit.tasks.locations import classifiers_to_use
+
+_CHUNK = 4096  # texts held at a time: input of any length streams through
+
+
+def run(config: PredictConfig) -> dict[str, Any]:
+    """Write one JSON line per text, in order; returns how many.
+
+    Raises:
+        DataError: no text given, or standard input that is not UTF-8.
+    """
+    if config.input is None and sys.stdin.isatty():
+        raise UsageError("no text was given; pipe lines to this command or name a file with input=FILE")
+    paths = classifiers_to_use(config.bundle, config.runs)
+    texts = _texts(config)
+    import torch
+
+    from ulmfit.inference import Predictor
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    predictor = Predictor(list(paths))
+    if config.output is None:
+        return {"documents": _write(predictor, texts, sys.stdout, config.batch_size)}
+    target = Path(config.output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as out:
+            count = _write(predictor, texts, out, config.batch_size)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"{count} predictions written to {target}", file=sys.stderr)
+    return {"documents": count}
+
+
+def _write(predictor: Any, texts: Iterator[str], out: TextIO, batch_size: int) -> int:
+    count = 0
+    while chunk := list(islice(texts, _CHUNK)):
+        for text, prediction in zip(chunk, _predictions(predictor, chunk, batch_size), strict=True):
+            line = {
+                "text": text,
+                "label": prediction.label,
+                "probability": round(prediction.probability, 6),
+                "probabilities": {name: round(value, 6) for name, value in prediction.probabilities.items()},
+            }
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        out.flush()
+        count += len(chunk)
+    if count == 0:
+        raise DataError("the input holds no text, expected at least one line")
+    return count
+
+
+def _predictions(predictor: Any, chunk: Sequence[str], batch_size: int) -> Sequence[Any]:
+    if len(chunk) == 1:
+        return [predictor.predict_one(chunk[0])]
+    found: Sequence[Any] = predictor.predict(chunk, batch_size)
+    return found
+
+
+def _texts(config: PredictConfig) -> Iterator[str]:
+    if config.input is not None:
+        return iter(read_table(config.input, config.text).texts)
+    return _standard_input()
+
+
+def _standard_input() -> Iterator[str]:
+    """One text a line. Bytes that are not UTF-8 are an error, whatever the terminal's encoding is."""
+    stream = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline=None)
+    number = 0
+    while True:
+        number += 1
+        try:
+            line = stream.readline()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"standard input is not UTF-8 (near line {number}); convert it, for example with iconv -t utf-8"
+            ) from error
+        if not line:
+            return
+        yield line.rstrip("\n")

@@ -1,0 +1,190 @@
+"""The two stages as the command line runs them: texts to caches, weights from a parent, training, bundle, plots."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ulmfit import __version__, plots
+from ulmfit.bundle import Bundle, load_bundle, save_bundle
+from ulmfit.config import LMConfig, TrainConfig
+from ulmfit.data.cache import TokenCache, build_token_cache
+from ulmfit.data.sources import content_key, iter_texts, load_splits, total_chars
+from ulmfit.data.tables import Splits
+from ulmfit.inference import Predictor
+from ulmfit.nn.build import language_model_from, new_text_classifier
+from ulmfit.tasks.locations import Parent, cache_folder
+from ulmfit.tasks.scoring import classification_report, write_json
+from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.training import engine
+from ulmfit.training.trainer import CHECKPOINTS, FitResult
+
+log = logging.getLogger("ulmfit")
+
+
+@dataclass
+class StageResult:
+    """The bundle written and its figures; `main` is false in the helper processes of distributed training."""
+
+    bundle: Path
+    metrics: dict[str, Any]
+    main: bool = True
+
+
+def train_language_model(config: TrainConfig, stage: str, parent: Parent, folder: Path) -> StageResult:
+    """lm_pretrain or lm_finetune: writes `folder/bundle`, `folder/metrics.json` and the plots."""
+    started = time.monotonic()
+    lm = config.stage.lm
+    bundle = None if parent.path is None else load_bundle(parent.path)
+    direction = lm.direction or (bundle.info.direction if bundle else "forward")
+    tokenizer = _tokenizer(config, bundle, lm)
+    train = _lm_cache(config, tokenizer, "lm")
+    valid = _lm_cache(config, tokenizer, "valid") if _has_validation(config) else None
+    log.info("%d documents, %d tokens to learn from, starting %s", len(train), len(train.tokens), _from(parent))
+    engine.seed_everything(config.seed)
+    if bundle is None:
+        model = engine.new_language_model(config.model, tokenizer, train)
+    else:
+        model, transfer = engine.language_model_for(bundle, tokenizer)
+        if transfer is not None:
+            log.info("vocabulary: %s", transfer)
+    result = engine.fit_language_model(
+        model, train, valid, lm, direction, config.seed, config.trainer, config.logger, folder, stage
+    )
+    target = folder / "bundle"
+    if not result.main:
+        return StageResult(target, {}, main=False)
+    provenance = _provenance(config, stage, parent, len(train.tokens), result)
+    info = engine.language_model_info(model, direction, provenance, result.metrics)
+    save_bundle(target, info, model.encoder.state_dict(), model.decoder.state_dict(), tokenizer)
+    return _finish(folder, StageResult(target, dict(result.metrics)), started)
+
+
+def train_classifier(config: TrainConfig, parent: Parent, folder: Path) -> StageResult:
+    """Writes `folder/bundle`, `folder/metrics.json` (with the test figures, if there is a test split) and the plots."""
+    started = time.monotonic()
+    settings = config.stage.classifier
+    splits = load_splits(config.dataset)
+    classes = splits.classes
+    assert splits.train is not None  # `classes` has seen to it
+    if parent.path is None:
+        tokenizer = _tokenizer(config, None, config.stage.lm)
+        engine.seed_everything(config.seed)
+        language_model = engine.new_language_model(config.model, tokenizer)
+        direction = config.stage.lm.direction or "forward"
+    else:
+        bundle = load_bundle(parent.path)
+        tokenizer, direction = bundle.tokenizer, bundle.info.direction
+        language_model = language_model_from(bundle)
+    log.info("%d labelled documents in %d classes, starting %s", len(splits.train), len(classes), _from(parent))
+    engine.seed_everything(config.seed)
+    model = new_text_classifier(language_model.encoder, len(classes), settings)
+    threads = torch.get_num_threads()
+    train: TokenCache | Callable[[int], TokenCache]
+    if config.tokenizer.sampling_alpha > 0:
+        tokenizer.config.sampling_alpha = config.tokenizer.sampling_alpha
+        train = engine.sampled_documents(splits.train.texts, tokenizer, config.seed)
+    else:
+        train = TokenCache.from_texts(splits.train.texts, tokenizer, threads)
+    valid = None if splits.valid is None else TokenCache.from_texts(splits.valid.texts, tokenizer, threads)
+    result = engine.fit_classifier(
+        model,
+        train,
+        splits.train.label_ids(classes),
+        valid,
+        None if splits.valid is None else splits.valid.label_ids(classes),
+        settings,
+        direction,
+        config.seed,
+        config.trainer,
+        config.logger,
+        folder,
+    )
+    target = folder / "bundle"
+    if not result.main:
+        return StageResult(target, {}, main=False)
+    provenance = _provenance(config, "classifier", parent, len(splits.train), result)
+    info = engine.classifier_info(model, direction, classes, provenance, result.metrics)
+    save_bundle(target, info, model.encoder.state_dict(), model.head.state_dict(), tokenizer)
+    metrics: dict[str, Any] = dict(result.metrics)
+    metrics |= _test_figures(target, splits, classes, folder)
+    return _finish(folder, StageResult(target, metrics), started)
+
+
+def _test_figures(bundle: Path, splits: Splits, classes: list[str], folder: Path) -> dict[str, Any]:
+    if splits.test is None or splits.test.labels is None:
+        return {}
+    probabilities = Predictor([bundle]).probabilities(splits.test.texts)
+    report = classification_report(probabilities, splits.test.label_ids(classes), classes)
+    plots.save(plots.plot_confusion(report["confusion"], classes), folder / "confusion_matrix.png")
+    return {"test": report}
+
+
+def _finish(folder: Path, result: StageResult, started: float) -> StageResult:
+    history = plots.read_history(folder)
+    if history:
+        plots.save(plots.plot_losses(history), folder / "loss.png")
+        plots.save(plots.plot_rates(history), folder / "learning_rates.png")
+    result.metrics["seconds"] = round(time.monotonic() - started, 1)
+    write_json(folder / "metrics.json", result.metrics)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)  # only needed to resume
+    return result
+
+
+def _tokenizer(config: TrainConfig, parent: Bundle | None, lm: LMConfig) -> Tokenizer:
+    """The parent's, or one learnt from this text (kept in the cache, so that a resumed run has the same)."""
+    if parent is not None and lm.vocabulary == "keep":
+        return parent.tokenizer
+    wanted = json.dumps([asdict(config.tokenizer), content_key(config.dataset, "lm")], sort_keys=True)
+    folder = cache_folder(config.cache) / "tokenizers" / hashlib.sha256(wanted.encode()).hexdigest()[:16]
+    if (folder / "tokenizer.json").is_file():
+        return Tokenizer.load(folder)
+    log.info("learning a %s vocabulary of %d pieces", config.tokenizer.kind, config.tokenizer.vocab_size)
+    tokenizer = Tokenizer.train(iter_texts(config.dataset, "lm"), config.tokenizer)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def _lm_cache(config: TrainConfig, tokenizer: Tokenizer, split: str) -> TokenCache:
+    return build_token_cache(
+        iter_texts(config.dataset, split),
+        tokenizer,
+        cache_folder(config.cache) / "tokens",
+        content_key(config.dataset, split),
+        total_chars(config.dataset, split),
+        progress=config.trainer.enable_progress_bar,
+    )
+
+
+def _has_validation(config: TrainConfig) -> bool:
+    return config.dataset.valid_fraction > 0 or config.dataset.valid != ""
+
+
+def _from(parent: Parent) -> str:
+    return parent.why if parent.path is None else f"from {parent.path} ({parent.why})"
+
+
+def _provenance(config: TrainConfig, stage: str, parent: Parent, size: int, result: FitResult) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "dataset": config.dataset.name,
+        "parent": "scratch"
+        if parent.path is None
+        else parent.path.name
+        if parent.why == "the shipped model"
+        else str(parent.path),
+        "tokens" if stage != "classifier" else "documents": size,
+        "steps": result.steps,
+        "seed": config.seed,
+        "ulmfit": __version__,
+        "torch": torch.__version__,
+    }
