@@ -123,7 +123,7 @@ def save_bundle(
         BundleError: if `folder` holds files but no bundle, or `info` is not valid.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     given, folder = Path(folder), Path(folder).resolve()
     if folder.exists() and not is_bundle(folder) and (folder.is_file() or any(folder.iterdir())):
@@ -143,7 +143,8 @@ def save_bundle(
         for name, tensors in ((ENCODER_FILE, encoder), (HEAD_FILE, head)):
             dtype = torch.float16 if half else torch.float32
             stored = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-            save_file({k: v.to(dtype) if v.is_floating_point() else v for k, v in stored.items()}, partial / name)
+            stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in stored.items()}
+            (partial / name).write_bytes(save(stored))  # save_file would let nobody else read the file
         tokenizer.save(partial)
         (partial / CARD_FILE).write_text(model_card(info), encoding="utf-8")
         info.checksums = {name: _sha256(partial / name) for name in FILES if name != INFO_FILE}

@@ -27,7 +27,9 @@ def run(config: ReportConfig) -> dict[str, Any]:
     Raises:
         DataError: no finished run below `config.runs`.
     """
-    runs = sorted(path.parent for path in Path(config.runs).rglob("config.yaml") if (path.parent / "metrics.json").is_file())
+    runs = sorted(
+        path.parent for path in Path(config.runs).rglob("config.yaml") if (path.parent / "metrics.json").is_file()
+    )
     if not runs:
         raise DataError(f"there is no finished run in {config.runs}, expected folders written by 'ulmfit train'")
     settings = {run: _flat(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))) for run in runs}

@@ -22,7 +22,8 @@ from ulmfit.data.sources import content_key, iter_texts, load_splits, total_char
 from ulmfit.data.tables import Splits
 from ulmfit.inference import Predictor
 from ulmfit.nn.build import language_model_from, new_text_classifier
-from ulmfit.tasks.locations import Parent, cache_folder
+from ulmfit.nn.models import LanguageModel, TextClassifier
+from ulmfit.tasks.locations import PRETRAINED, Parent, cache_folder
 from ulmfit.tasks.scoring import classification_report, write_json
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training import engine
@@ -40,39 +41,51 @@ class StageResult:
     main: bool = True
 
 
-def train_language_model(config: TrainConfig, stage: str, parent: Parent, folder: Path) -> StageResult:
-    """lm_pretrain or lm_finetune: writes `folder/bundle`, `folder/metrics.json` and the plots."""
-    started = time.monotonic()
-    lm = config.stage.lm
+@dataclass
+class LMInputs:
+    """What a language-model stage trains on, ready."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    train: TokenCache
+    valid: TokenCache | None
+    direction: str
+
+
+@dataclass
+class ClassifierInputs:
+    """What the classifier stage trains on, ready; `train` is a function of the epoch with subword sampling."""
+
+    model: TextClassifier
+    tokenizer: Tokenizer
+    splits: Splits
+    classes: list[str]
+    train: TokenCache | Callable[[int], TokenCache]
+    train_labels: list[int]
+    valid: TokenCache | None
+    valid_labels: list[int] | None
+    direction: str
+
+
+def prepare_language_model(config: TrainConfig, parent: Parent) -> LMInputs:
+    """Tokenizer, caches and network of lm_pretrain or lm_finetune."""
     bundle = None if parent.path is None else load_bundle(parent.path)
-    direction = lm.direction or (bundle.info.direction if bundle else "forward")
-    tokenizer = _tokenizer(config, bundle, lm)
+    direction = config.stage.lm.direction or (bundle.info.direction if bundle else "forward")
+    tokenizer = _tokenizer(config, bundle, config.stage.lm)
     train = _lm_cache(config, tokenizer, "lm")
     valid = _lm_cache(config, tokenizer, "valid") if _has_validation(config) else None
     log.info("%d documents, %d tokens to learn from, starting %s", len(train), len(train.tokens), _from(parent))
     engine.seed_everything(config.seed)
     if bundle is None:
-        model = engine.new_language_model(config.model, tokenizer, train)
-    else:
-        model, transfer = engine.language_model_for(bundle, tokenizer)
-        if transfer is not None:
-            log.info("vocabulary: %s", transfer)
-    result = engine.fit_language_model(
-        model, train, valid, lm, direction, config.seed, config.trainer, config.logger, folder, stage
-    )
-    target = folder / "bundle"
-    if not result.main:
-        return StageResult(target, {}, main=False)
-    provenance = _provenance(config, stage, parent, len(train.tokens), result)
-    info = engine.language_model_info(model, direction, provenance, result.metrics)
-    save_bundle(target, info, model.encoder.state_dict(), model.decoder.state_dict(), tokenizer)
-    return _finish(folder, StageResult(target, dict(result.metrics)), started)
+        return LMInputs(engine.new_language_model(config.model, tokenizer, train), tokenizer, train, valid, direction)
+    model, transfer = engine.language_model_for(bundle, tokenizer)
+    if transfer is not None:
+        log.info("vocabulary: %s", transfer)
+    return LMInputs(model, tokenizer, train, valid, direction)
 
 
-def train_classifier(config: TrainConfig, parent: Parent, folder: Path) -> StageResult:
-    """Writes `folder/bundle`, `folder/metrics.json` (with the test figures, if there is a test split) and the plots."""
-    started = time.monotonic()
-    settings = config.stage.classifier
+def prepare_classifier(config: TrainConfig, parent: Parent) -> ClassifierInputs:
+    """Splits, tokens and network of the classifier stage."""
     splits = load_splits(config.dataset)
     classes = splits.classes
     assert splits.train is not None  # `classes` has seen to it
@@ -87,7 +100,6 @@ def train_classifier(config: TrainConfig, parent: Parent, folder: Path) -> Stage
         language_model = language_model_from(bundle)
     log.info("%d labelled documents in %d classes, starting %s", len(splits.train), len(classes), _from(parent))
     engine.seed_everything(config.seed)
-    model = new_text_classifier(language_model.encoder, len(classes), settings)
     threads = torch.get_num_threads()
     train: TokenCache | Callable[[int], TokenCache]
     if config.tokenizer.sampling_alpha > 0:
@@ -95,15 +107,53 @@ def train_classifier(config: TrainConfig, parent: Parent, folder: Path) -> Stage
         train = engine.sampled_documents(splits.train.texts, tokenizer, config.seed)
     else:
         train = TokenCache.from_texts(splits.train.texts, tokenizer, threads)
-    valid = None if splits.valid is None else TokenCache.from_texts(splits.valid.texts, tokenizer, threads)
+    valid, valid_labels = None, None
+    if splits.valid is not None:
+        valid = TokenCache.from_texts(splits.valid.texts, tokenizer, threads)
+        valid_labels = splits.valid.label_ids(classes)
+    model = new_text_classifier(language_model.encoder, len(classes), config.stage.classifier)
+    train_labels = splits.train.label_ids(classes)
+    return ClassifierInputs(model, tokenizer, splits, classes, train, train_labels, valid, valid_labels, direction)
+
+
+def train_language_model(config: TrainConfig, stage: str, parent: Parent, folder: Path) -> StageResult:
+    """lm_pretrain or lm_finetune: writes `folder/bundle`, `folder/metrics.json` and the plots."""
+    started = time.monotonic()
+    given = prepare_language_model(config, parent)
+    result = engine.fit_language_model(
+        given.model,
+        given.train,
+        given.valid,
+        config.stage.lm,
+        given.direction,
+        config.seed,
+        config.trainer,
+        config.logger,
+        folder,
+        stage,
+    )
+    target = folder / "bundle"
+    if not result.main:
+        return StageResult(target, {}, main=False)
+    provenance = _provenance(config, stage, parent, len(given.train.tokens), result)
+    info = engine.language_model_info(given.model, given.direction, provenance, result.metrics)
+    model = given.model
+    save_bundle(target, info, model.encoder.state_dict(), model.decoder.state_dict(), given.tokenizer)
+    return _finish(folder, StageResult(target, dict(result.metrics)), started)
+
+
+def train_classifier(config: TrainConfig, parent: Parent, folder: Path) -> StageResult:
+    """Writes `folder/bundle`, `folder/metrics.json` (with the test figures, if there is a test split) and the plots."""
+    started = time.monotonic()
+    given = prepare_classifier(config, parent)
     result = engine.fit_classifier(
-        model,
-        train,
-        splits.train.label_ids(classes),
-        valid,
-        None if splits.valid is None else splits.valid.label_ids(classes),
-        settings,
-        direction,
+        given.model,
+        given.train,
+        given.train_labels,
+        given.valid,
+        given.valid_labels,
+        config.stage.classifier,
+        given.direction,
         config.seed,
         config.trainer,
         config.logger,
@@ -112,11 +162,12 @@ def train_classifier(config: TrainConfig, parent: Parent, folder: Path) -> Stage
     target = folder / "bundle"
     if not result.main:
         return StageResult(target, {}, main=False)
-    provenance = _provenance(config, "classifier", parent, len(splits.train), result)
-    info = engine.classifier_info(model, direction, classes, provenance, result.metrics)
-    save_bundle(target, info, model.encoder.state_dict(), model.head.state_dict(), tokenizer)
+    provenance = _provenance(config, "classifier", parent, len(given.train_labels), result)
+    model = given.model
+    info = engine.classifier_info(model, given.direction, given.classes, provenance, result.metrics)
+    save_bundle(target, info, model.encoder.state_dict(), model.head.state_dict(), given.tokenizer)
     metrics: dict[str, Any] = dict(result.metrics)
-    metrics |= _test_figures(target, splits, classes, folder)
+    metrics |= _test_figures(target, given.splits, given.classes, folder)
     return _finish(folder, StageResult(target, metrics), started)
 
 
@@ -188,3 +239,10 @@ def _provenance(config: TrainConfig, stage: str, parent: Parent, size: int, resu
         "ulmfit": __version__,
         "torch": torch.__version__,
     }
+
+
+def _parent_name(parent: Parent) -> str:
+    if parent.path is None:
+        return "scratch"
+    # Where the package is installed says nothing about a shipped model.
+    return parent.path.name if parent.path.parent == PRETRAINED else str(parent.path)

@@ -123,7 +123,7 @@ def make_trainer(
     callbacks: Sequence[lightning.Callback] = (),
     fresh_batches: bool = False,
 ) -> lightning.Trainer:
-    """A Lightning trainer with the method's callbacks; loggers and progress are explicit, never Lightning's defaults."""
+    """A Lightning trainer with the method's callbacks; loggers and progress are explicit."""
     method = method_callbacks(config.method, config.optim.lr, config.epochs, len(module.layer_groups()))
     progress: list[lightning.Callback] = [Progress(title)] if trainer_config.enable_progress_bar else []
     return bare_trainer(
@@ -219,7 +219,7 @@ class NonFiniteGuard(lightning.Callback):
         if not torch.isfinite(loss):
             rate = max(g["lr"] for g in trainer.optimizers[0].param_groups)
             raise UlmfitError(
-                f"the training loss became {float(loss)} at step {trainer.global_step} with a learning rate of {rate:.2g}; "
+                f"the training loss became {float(loss)} at step {trainer.global_step}, learning rate {rate:.2g}; "
                 "lower the learning rate or set gradient clipping (optim.clip=0.3)"
             )
 
