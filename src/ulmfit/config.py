@@ -148,6 +148,7 @@ class FitConfig:
     patience: int | None = None  # early stopping: epochs (or validation runs) without improvement
     keep: str = "best"  # best | last: which weights the bundle holds
     valid_every: int | None = None  # validate each so many steps; None: each epoch
+    half: bool = False  # store the bundle's weights in half precision: half the size, loaded as float32
 
 
 @dataclass

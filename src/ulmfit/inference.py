@@ -40,26 +40,33 @@ class Predictor:
         bundles: classifier bundles or their folders; members may differ in direction, tokenizer and shape,
             not in their labels.
         device: "cpu", "cuda", ...; "auto" takes a GPU if there is one.
+        models: the bundles' networks where they exist already; they are used as they are, not copied.
 
     Raises:
         BundleError: no bundle, not a classifier, or members with different labels.
     """
 
-    def __init__(self, bundles: Sequence[Bundle | Path | str], device: str = "auto") -> None:
+    def __init__(
+        self,
+        bundles: Sequence[Bundle | Path | str],
+        device: str = "auto",
+        models: Sequence[TextClassifier] | None = None,
+    ) -> None:
         if not bundles:
             raise BundleError("no classifier was given, expected the folder of at least one bundle")
         self.device = pick_device(device)
         loaded = [b if isinstance(b, Bundle) else load_bundle(b, CLASSIFIER) for b in bundles]
         self.classes: list[str] = loaded[0].info.labels
         self._members: list[tuple[Bundle, TextClassifier, list[int]]] = []
-        for bundle in loaded:
+        for i, bundle in enumerate(loaded):
             if sorted(bundle.info.labels) != sorted(self.classes):
                 raise BundleError(
                     f"{bundle.path} has the labels {', '.join(bundle.info.labels)}, the first of the ensemble has "
                     f"{', '.join(self.classes)}; members of an ensemble need the same labels"
                 )
             order = [bundle.info.labels.index(label) for label in self.classes]
-            self._members.append((bundle, text_classifier_from(bundle).to(self.device).eval(), order))
+            model = text_classifier_from(bundle) if models is None else models[i]
+            self._members.append((bundle, model.to(self.device).eval(), order))
 
     def probabilities(
         self,

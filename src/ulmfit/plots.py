@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,14 +97,27 @@ def save(figure: Figure, path: Path) -> Path:
 
 def _figure(size: tuple[float, float] = (7.0, 4.2)) -> tuple[Figure, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     # No pyplot: it keeps every figure alive and may look for a display.
-    figure = Figure(figsize=size)
+    figure: Figure = _figure_class()(figsize=size)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+@cache
+def _figure_class() -> Any:
+    """Matplotlib's figure, which a notebook shows as a picture also where pyplot was never imported."""
+    from matplotlib.figure import Figure
+
+    class NotebookFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            content = io.BytesIO()
+            self.savefig(content, format="png", dpi=80, bbox_inches="tight")
+            return content.getvalue()
+
+    return NotebookFigure
 
 
 def _split(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:

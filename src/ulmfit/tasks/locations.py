@@ -30,8 +30,10 @@ class Parent:
         return read_info(self.path).checksums.get("encoder.safetensors", "")
 
 
-def choose_parent(init: str | None, stage: str, runs: Path, dataset: str, direction: str | None) -> Parent:
+def choose_parent(init: str | None, stage: str, runs: Path | None, dataset: str, direction: str | None) -> Parent:
     """Where a stage starts: `init`, else the newest bundle of the stage before on this data set, else the shipped model.
+
+    Without `runs` no earlier runs are looked at.
 
     Raises:
         BundleError: `init` is neither a bundle, nor a run folder with one, nor the name of a shipped model.
@@ -41,7 +43,7 @@ def choose_parent(init: str | None, stage: str, runs: Path, dataset: str, direct
     if init is not None:
         return Parent(resolve_bundle(init, LANGUAGE_MODEL), "as init says")
     before = {"classifier": ("lm_finetune", "all"), "lm_finetune": ("lm_pretrain",), "all": ("lm_pretrain",)}[stage]
-    for path, info in newest_bundles(runs, LANGUAGE_MODEL):
+    for path, info in newest_bundles(runs, LANGUAGE_MODEL) if runs is not None else ():
         same_data = info.provenance.get("dataset") == dataset
         if same_data and info.provenance.get("stage") in before and direction in (None, info.direction):
             return Parent(path, f"the newest language model for {dataset}")

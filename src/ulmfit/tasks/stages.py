@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ulmfit import __version__, plots
+from ulmfit import plots
 from ulmfit.bundle import Bundle, load_bundle, save_bundle
 from ulmfit.config import LMConfig, TrainConfig
 from ulmfit.data.cache import TokenCache, build_token_cache
@@ -27,7 +27,7 @@ from ulmfit.tasks.locations import PRETRAINED, Parent, cache_folder
 from ulmfit.tasks.scoring import classification_report, write_json
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training import engine
-from ulmfit.training.trainer import CHECKPOINTS, FitResult
+from ulmfit.training.trainer import CHECKPOINTS
 
 log = logging.getLogger("ulmfit")
 
@@ -71,9 +71,9 @@ def prepare_language_model(config: TrainConfig, parent: Parent) -> LMInputs:
     """Tokenizer, caches and network of lm_pretrain or lm_finetune."""
     bundle = None if parent.path is None else load_bundle(parent.path)
     direction = config.stage.lm.direction or (bundle.info.direction if bundle else "forward")
-    tokenizer = _tokenizer(config, bundle, config.stage.lm)
-    train = _lm_cache(config, tokenizer, "lm")
-    valid = _lm_cache(config, tokenizer, "valid") if _has_validation(config) else None
+    tokenizer = tokenizer_for(config, bundle, config.stage.lm)
+    train = lm_cache(config, tokenizer, "lm")
+    valid = lm_cache(config, tokenizer, "valid") if _has_validation(config) else None
     log.info("%d documents, %d tokens to learn from, starting %s", len(train), len(train.tokens), _from(parent))
     engine.seed_everything(config.seed)
     if bundle is None:
@@ -90,7 +90,7 @@ def prepare_classifier(config: TrainConfig, parent: Parent) -> ClassifierInputs:
     classes = splits.classes
     assert splits.train is not None  # `classes` has seen to it
     if parent.path is None:
-        tokenizer = _tokenizer(config, None, config.stage.lm)
+        tokenizer = tokenizer_for(config, None, config.stage.lm)
         engine.seed_everything(config.seed)
         language_model = engine.new_language_model(config.model, tokenizer)
         direction = config.stage.lm.direction or "forward"
@@ -100,16 +100,10 @@ def prepare_classifier(config: TrainConfig, parent: Parent) -> ClassifierInputs:
         language_model = language_model_from(bundle)
     log.info("%d labelled documents in %d classes, starting %s", len(splits.train), len(classes), _from(parent))
     engine.seed_everything(config.seed)
-    threads = torch.get_num_threads()
-    train: TokenCache | Callable[[int], TokenCache]
-    if config.tokenizer.sampling_alpha > 0:
-        tokenizer.config.sampling_alpha = config.tokenizer.sampling_alpha
-        train = engine.sampled_documents(splits.train.texts, tokenizer, config.seed)
-    else:
-        train = TokenCache.from_texts(splits.train.texts, tokenizer, threads)
+    train = engine.training_documents(splits.train.texts, tokenizer, config.tokenizer.sampling_alpha, config.seed)
     valid, valid_labels = None, None
     if splits.valid is not None:
-        valid = TokenCache.from_texts(splits.valid.texts, tokenizer, threads)
+        valid = TokenCache.from_texts(splits.valid.texts, tokenizer, torch.get_num_threads())
         valid_labels = splits.valid.label_ids(classes)
     model = new_text_classifier(language_model.encoder, len(classes), config.stage.classifier)
     train_labels = splits.train.label_ids(classes)
@@ -134,12 +128,19 @@ def train_language_model(config: TrainConfig, stage: str, parent: Parent, folder
     )
     target = folder / "bundle"
     if not result.main:
+        engine.wait_for_all()  # until rank 0 has written the bundle
         return StageResult(target, {}, main=False)
-    provenance = _provenance(config, stage, parent, len(given.train.tokens), result)
+    provenance = engine.provenance(
+        stage, config.dataset.name, parent_name(parent), len(given.train.tokens), result.steps, config.seed
+    )
     info = engine.language_model_info(given.model, given.direction, provenance, result.metrics)
     model = given.model
-    save_bundle(target, info, model.encoder.state_dict(), model.decoder.state_dict(), given.tokenizer)
-    return _finish(folder, StageResult(target, dict(result.metrics)), started)
+    save_bundle(
+        target, info, model.encoder.state_dict(), model.decoder.state_dict(), given.tokenizer, config.stage.lm.half
+    )
+    finished = _finish(folder, StageResult(target, dict(result.metrics)), started)
+    engine.wait_for_all()
+    return finished
 
 
 def train_classifier(config: TrainConfig, parent: Parent, folder: Path) -> StageResult:
@@ -161,14 +162,21 @@ def train_classifier(config: TrainConfig, parent: Parent, folder: Path) -> Stage
     )
     target = folder / "bundle"
     if not result.main:
+        engine.wait_for_all()  # until rank 0 has written the bundle
         return StageResult(target, {}, main=False)
-    provenance = _provenance(config, "classifier", parent, len(given.train_labels), result)
+    provenance = engine.provenance(
+        "classifier", config.dataset.name, parent_name(parent), len(given.train_labels), result.steps, config.seed
+    )
     model = given.model
     info = engine.classifier_info(model, given.direction, given.classes, provenance, result.metrics)
-    save_bundle(target, info, model.encoder.state_dict(), model.head.state_dict(), given.tokenizer)
+    save_bundle(
+        target, info, model.encoder.state_dict(), model.head.state_dict(), given.tokenizer, config.stage.classifier.half
+    )
     metrics: dict[str, Any] = dict(result.metrics)
     metrics |= _test_figures(target, given.splits, given.classes, folder)
-    return _finish(folder, StageResult(target, metrics), started)
+    finished = _finish(folder, StageResult(target, metrics), started)
+    engine.wait_for_all()
+    return finished
 
 
 def _test_figures(bundle: Path, splits: Splits, classes: list[str], folder: Path) -> dict[str, Any]:
@@ -191,7 +199,7 @@ def _finish(folder: Path, result: StageResult, started: float) -> StageResult:
     return result
 
 
-def _tokenizer(config: TrainConfig, parent: Bundle | None, lm: LMConfig) -> Tokenizer:
+def tokenizer_for(config: TrainConfig, parent: Bundle | None, lm: LMConfig) -> Tokenizer:
     """The parent's, or one learnt from this text (kept in the cache, so that a resumed run has the same)."""
     if parent is not None and lm.vocabulary == "keep":
         return parent.tokenizer
@@ -205,7 +213,8 @@ def _tokenizer(config: TrainConfig, parent: Bundle | None, lm: LMConfig) -> Toke
     return tokenizer
 
 
-def _lm_cache(config: TrainConfig, tokenizer: Tokenizer, split: str) -> TokenCache:
+def lm_cache(config: TrainConfig, tokenizer: Tokenizer, split: str) -> TokenCache:
+    """The documents of a split (or of `lm`) as tokens, in the cache on disk."""
     return build_token_cache(
         iter_texts(config.dataset, split),
         tokenizer,
@@ -224,24 +233,8 @@ def _from(parent: Parent) -> str:
     return parent.why if parent.path is None else f"from {parent.path} ({parent.why})"
 
 
-def _provenance(config: TrainConfig, stage: str, parent: Parent, size: int, result: FitResult) -> dict[str, Any]:
-    return {
-        "stage": stage,
-        "dataset": config.dataset.name,
-        "parent": "scratch"
-        if parent.path is None
-        else parent.path.name
-        if parent.why == "the shipped model"
-        else str(parent.path),
-        "tokens" if stage != "classifier" else "documents": size,
-        "steps": result.steps,
-        "seed": config.seed,
-        "ulmfit": __version__,
-        "torch": torch.__version__,
-    }
-
-
-def _parent_name(parent: Parent) -> str:
+def parent_name(parent: Parent) -> str:
+    """How a bundle made from `parent` refers to it."""
     if parent.path is None:
         return "scratch"
     # Where the package is installed says nothing about a shipped model.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 
+from ulmfit import __version__
 from ulmfit.bundle import CLASSIFIER, LANGUAGE_MODEL, Bundle, BundleInfo
 from ulmfit.config import ClassifierConfig, LMConfig, LoggerConfig, ModelConfig, TrainerConfig
 from ulmfit.data.cache import TokenCache
@@ -27,6 +31,27 @@ def seed_everything(seed: int) -> None:
     """Python's, NumPy's and torch's random numbers, in all processes alike."""
     with quiet_lightning():
         lightning.seed_everything(seed, verbose=False)
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Within it, seeds may be set; afterwards the caller's random numbers go on as if nothing had drawn any."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if on_gpu:
+            torch.cuda.set_rng_state_all(on_gpu)
+
+
+def wait_for_all() -> None:
+    """Where several processes train: until all are here, so that what rank 0 wrote is there for the others."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def new_language_model(
@@ -54,6 +79,15 @@ def language_model_for(bundle: Bundle, tokenizer: Tokenizer) -> tuple[LanguageMo
     return transfer_vocabulary(model, bundle.tokenizer.pieces, tokenizer.pieces)
 
 
+def language_model_parts(
+    model: LanguageModel, train: TokenCache, valid: TokenCache | None, config: LMConfig, direction: str, seed: int
+) -> tuple[LMModule, LMDataModule]:
+    """What a Lightning trainer needs. The network is put into training mode, which Lightning leaves to its caller."""
+    module = LMModule(model, config)
+    module.train()
+    return module, LMDataModule(train, valid, config, direction, seed)
+
+
 def fit_language_model(
     model: LanguageModel,
     train: TokenCache,
@@ -67,10 +101,27 @@ def fit_language_model(
     title: str = "language model",
     callbacks: Sequence[lightning.Callback] = (),
 ) -> FitResult:
-    """Train `model` in place; see `fit`."""
-    data = LMDataModule(train, valid, config, direction, seed)
-    module = LMModule(model, config)
+    """Train `model` in place; see `fit`. The outcome depends on `seed`, not on random numbers drawn before."""
+    module, data = language_model_parts(model, train, valid, config, direction, seed)
+    seed_everything(seed)
     return fit(module, data, config, trainer, logger, folder, ("valid_loss", "min"), title, callbacks)
+
+
+def classifier_parts(
+    model: TextClassifier,
+    train: TokenCache | Callable[[int], TokenCache],
+    train_labels: Sequence[int],
+    valid: TokenCache | None,
+    valid_labels: Sequence[int] | None,
+    config: ClassifierConfig,
+    direction: str,
+    seed: int,
+) -> tuple[ClassifierModule, ClassifierDataModule]:
+    """As `language_model_parts`."""
+    weights = balanced_weights(train_labels, model.classes) if config.class_weights == "balanced" else None
+    module = ClassifierModule(model, config, weights)
+    module.train()
+    return module, ClassifierDataModule(train, train_labels, valid, valid_labels, config, direction, seed)
 
 
 def fit_classifier(
@@ -88,10 +139,9 @@ def fit_classifier(
     title: str = "classifier",
     callbacks: Sequence[lightning.Callback] = (),
 ) -> FitResult:
-    """Train `model` in place; see `fit`. `train` may be a function of the epoch (subword sampling)."""
-    data = ClassifierDataModule(train, train_labels, valid, valid_labels, config, direction, seed)
-    weights = balanced_weights(train_labels, model.classes) if config.class_weights == "balanced" else None
-    module = ClassifierModule(model, config, weights)
+    """Train `model` in place, as `fit_language_model`. `train` may be a function of the epoch (subword sampling)."""
+    module, data = classifier_parts(model, train, train_labels, valid, valid_labels, config, direction, seed)
+    seed_everything(seed)
     return fit(module, data, config, trainer, logger, folder, ("valid_accuracy", "max"), title, callbacks)
 
 
@@ -102,6 +152,16 @@ def balanced_weights(labels: Sequence[int], classes: int) -> list[float]:
         counts[label] += 1
     present = sum(1 for n in counts if n)
     return [len(labels) / (present * n) if n else 0.0 for n in counts]
+
+
+def training_documents(
+    texts: Sequence[str], tokenizer: Tokenizer, sampling_alpha: float, seed: int
+) -> TokenCache | Callable[[int], TokenCache]:
+    """A classifier's training texts as tokens; with `sampling_alpha` > 0 segmented anew in each epoch."""
+    if sampling_alpha > 0:
+        tokenizer.config.sampling_alpha = sampling_alpha
+        return sampled_documents(texts, tokenizer, seed)
+    return TokenCache.from_texts(texts, tokenizer, torch.get_num_threads())
 
 
 def sampled_documents(texts: Sequence[str], tokenizer: Tokenizer, seed: int) -> Callable[[int], TokenCache]:
@@ -137,3 +197,17 @@ def classifier_info(
         provenance=provenance,
         metrics=metrics,
     )
+
+
+def provenance(stage: str, dataset: str, parent: str, size: int, steps: int, seed: int) -> dict[str, Any]:
+    """Where weights come from, for their bundle. `size` counts tokens for a language model, else documents."""
+    return {
+        "stage": stage,
+        "dataset": dataset,
+        "parent": parent,
+        "documents" if stage == "classifier" else "tokens": size,
+        "steps": steps,
+        "seed": seed,
+        "ulmfit": __version__,
+        "torch": torch.__version__,
+    }

@@ -5,14 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import lightning
 
+from ulmfit import plots
 from ulmfit.config import FitConfig, MethodConfig, TrainerConfig, UnfreezingConfig
 from ulmfit.errors import UsageError
 from ulmfit.training.base import UlmfitModule
 from ulmfit.training.callbacks import DiscriminativeLR, ScheduledLR
 from ulmfit.training.trainer import bare_trainer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SMOOTHING = 0.98
 _EXPLODED = 4.0  # times the best loss
@@ -25,6 +30,10 @@ class LRFindResult:
     rates: list[float]
     losses: list[float]
     suggestion: float | None
+
+    def plot(self) -> Figure:
+        """Loss against rate, with the suggestion marked."""
+        return plots.plot_lr_find(self.rates, self.losses, self.suggestion)
 
 
 class _Recorder(lightning.Callback):

@@ -34,6 +34,7 @@ _NOISE = (
     ".*is not a valid.*sampler.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*mid-epoch.*",
+    ".*It is recommended to use `self.log.*sync_dist=True.*",  # the training loss shown is rank 0's; figures kept are not
 )
 
 

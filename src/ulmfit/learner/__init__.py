@@ -1,0 +1,1 @@
+"""The method from Python, with fastai's verbs; what users need is reached as `ulmfit.NAME`."""
