@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ulmfit.data.cache import TokenCache
 from ulmfit.data.streams import LMStream
-from ulmfit.errors import DataError
+from ulmfit.errors import DataError, UsageError
 
 BOS = 2
 
@@ -200,7 +200,7 @@ class TestResume:
         iterator = iter(stream)
         for _ in range(position):
             next(iterator)
-        state = stream.state_dict() if position else LMStream(source, 4, 20).state_dict()
+        state = stream.state_dict()
         resumed = LMStream(source, 4, 20, **self.options)
         resumed.load_state_dict(state)
         resumed.set_epoch(3)
@@ -211,7 +211,7 @@ class TestResume:
 
     def test_the_epoch_after_a_resumed_one_is_whole(self) -> None:
         stream = LMStream(random_cache(1000), 4, 20, **self.options)
-        stream.load_state_dict({"next_batch": 7})
+        stream.load_state_dict({**stream.state_dict(), "next_batch": 7})
         assert len(list(stream)) == len(stream) - 7
         stream.set_epoch(1)
         assert len(list(stream)) == len(stream)
@@ -219,12 +219,17 @@ class TestResume:
     def test_state_of_a_finished_epoch_is_the_start_of_the_next(self) -> None:
         stream = LMStream(random_cache(1000), 4, 20, **self.options)
         list(stream)
-        assert stream.state_dict() == LMStream(random_cache(1000), 4, 20).state_dict()
+        assert stream.state_dict() == LMStream(random_cache(1000), 4, 20, **self.options).state_dict()
 
     def test_a_loaded_state_can_be_saved_again_before_any_batch(self) -> None:
         stream = LMStream(random_cache(1000), 4, 20, **self.options)
-        stream.load_state_dict({"next_batch": 7})
-        assert stream.state_dict() == {"next_batch": 7}
+        stream.load_state_dict({**stream.state_dict(), "next_batch": 7})
+        assert stream.state_dict()["next_batch"] == 7
+
+    def test_a_position_among_other_windows_is_refused(self) -> None:
+        state = LMStream(random_cache(1000), 4, 20, **self.options).state_dict()
+        with pytest.raises(UsageError, match="made with batch_size=4, now it is 5"):
+            LMStream(random_cache(1000), 5, 20, **self.options).load_state_dict(state)
 
 
 def test_a_text_shorter_than_the_batch_is_an_error() -> None:

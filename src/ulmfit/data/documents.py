@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ulmfit.data.loader import EpochLoader
-from ulmfit.errors import DataError, UsageError
+from ulmfit.errors import DataError
 
 Indices = npt.NDArray[np.int64]
 
@@ -90,6 +90,7 @@ class DocumentBatches(EpochLoader):
             raise ValueError(f"direction={direction!r}; expected 'forward' or 'backward'")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank} is not below world_size={world_size}")
+        super().__init__()
         self.documents = documents
         self.document_lengths: Indices = (
             np.diff(documents.offsets)
@@ -114,16 +115,8 @@ class DocumentBatches(EpochLoader):
         self.pad_id = pad_id
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
-        self._start = 0  # batch the next iteration starts at (after loading a state)
-        self._next = 0
         self._plan: tuple[int, list[Indices]] | None = None
         self._cuts = _Cuts(self.document_lengths, batch_size, tokens_per_batch, world_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the shuffle of the next iteration, from its start unless a state of it was loaded."""
-        if epoch != self.epoch:
-            self.epoch, self._start, self._next = epoch, 0, 0
 
     def __len__(self) -> int:
         """Batches of this rank, the same in every epoch and on every rank."""
@@ -131,11 +124,10 @@ class DocumentBatches(EpochLoader):
 
     def __iter__(self) -> Iterator[DocumentBatch]:
         plan = self.plan()
-        start, self._start = self._start, 0
+        start = self._take_start()
         for i in range(start, len(plan)):
-            self._next = i + 1
+            self._next = (i + 1) % len(plan)
             yield self._batch(plan[i])
-        self._next = 0
 
     def plan(self) -> list[Indices]:
         """The document positions of each batch of this rank in this epoch."""
@@ -156,25 +148,6 @@ class DocumentBatches(EpochLoader):
         lengths = [self.document_lengths[index] for index in self.plan()]
         padded = sum(int(batch.max()) * len(batch) for batch in lengths)
         return 1 - sum(int(batch.sum()) for batch in lengths) / padded
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, the next batch in it, and the layout these count in."""
-        return {"epoch": self.epoch, "next_batch": self._next, **self._layout()}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration continue where the state was taken.
-
-        Raises:
-            UsageError: if the state is of other documents, batch sizes, seed or number of ranks.
-        """
-        for name, value in self._layout().items():
-            if state[name] != value:
-                raise UsageError(
-                    f"The checkpoint was made with {name}={state[name]}, now it is {value}, so the position in the"
-                    " epoch means nothing; resume with the same value, or start a new run"
-                )
-        self.epoch = int(state["epoch"])
-        self._start = self._next = int(state["next_batch"])
 
     def _layout(self) -> dict[str, int]:
         return {

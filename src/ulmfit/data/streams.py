@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +50,7 @@ class LMStream(EpochLoader):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        super().__init__()
         self.cache = cache
         self.batch_size = batch_size
         self.bptt = bptt
@@ -60,9 +60,6 @@ class LMStream(EpochLoader):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
-        self._start = 0  # batch to start the next iteration at (resume)
-        self._next = 0
         rows = batch_size * world_size
         self.row_length = (len(cache.tokens) - 1) // rows
         if self.row_length < 1:
@@ -71,11 +68,6 @@ class LMStream(EpochLoader):
                 "bring more text or lower stage.lm.batch_size"
             )
         self._flat: tuple[int, Tokens] | None = None
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the document order and window lengths of the next iteration, from its start if the epoch is new."""
-        if epoch != self.epoch:
-            self.epoch, self._start, self._next = epoch, 0, 0
 
     def __len__(self) -> int:
         return len(self._lengths())
@@ -93,7 +85,7 @@ class LMStream(EpochLoader):
         inputs = flat[begin:end].reshape(self.batch_size, self.row_length)
         targets = flat[begin + 1 : end + 1].reshape(self.batch_size, self.row_length)
         borders = np.concatenate([[0], np.cumsum(self._lengths())])
-        start, self._start = self._start, 0
+        start = self._take_start()
         batches = len(borders) - 1
         for i in range(start, batches):
             window = slice(borders[i], borders[i + 1])
@@ -109,13 +101,14 @@ class LMStream(EpochLoader):
             return None
         return _tensor(flat[None, begin:-1]), _tensor(flat[None, begin + 1 :])
 
-    def state_dict(self) -> dict[str, Any]:
-        """Position inside the epoch."""
-        return {"next_batch": self._next}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a saved position."""
-        self._start = self._next = int(state["next_batch"])
+    def _layout(self) -> dict[str, int]:
+        return {
+            "tokens": len(self.cache.tokens),
+            "batch_size": self.batch_size,
+            "bptt": self.bptt,
+            "world_size": self.world_size,
+            "seed": self.seed,
+        }
 
     def _lengths(self) -> npt.NDArray[np.int64]:
         """Window lengths of this epoch; they sum to `row_length` and their number does not depend on the epoch."""

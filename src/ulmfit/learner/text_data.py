@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -308,12 +307,6 @@ class TextData:
     def describe(self) -> None:
         """Print counts, lengths, classes, repeated texts, leakage between splits, and what to take note of."""
         print(format_description({**describe(self.splits), "name": self.name}))
-
-    def with_name(self, name: str) -> TextData:
-        """The same data under another name."""
-        if self.config is not None:
-            return TextData(config=replace(self.config, name=name))
-        return TextData(self.splits, name=name)
 
     def __repr__(self) -> str:
         if "splits" not in self.__dict__:
