@@ -18,7 +18,11 @@ def execute(path: Path) -> None:
     """Runs a notebook in its own folder and replaces it; one with an error stays as it was and raises."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
-        notebook, timeout=600, record_timing=False, resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=600,
+        record_timing=False,
+        coalesce_streams=True,  # one block for the lines of a training, not one each
+        resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     temporary = path.with_name(f".{path.name}")
     nbformat.write(notebook, temporary)

@@ -17,11 +17,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 CONFIGURATION = {"conf_files", "failures", "arguments", "help_text", "composition_errors", "hydra_config"}
 LAYERS = [
     {"errors", "config", "schema", "validation"},
-    {"text"},
+    {"text", "pickled_data"},
     {"bundle"},
     {"nn", "optim"},
-    {"data"},
-    {"inference", "plots"},
+    {"data", "fastai_weights"},
+    {"inference", "plots", "fastai_import"},
     {"training"},
     CONFIGURATION,
     {"tasks", "interpret", "export", "hub"},
@@ -32,7 +32,7 @@ LAYERS = [
 ]
 PEERS = [LAYERS[0], CONFIGURATION]  # small modules that may import one another
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = {"errors", "config", "schema", "validation", "text", "cli", "__main__", "__init__", *CONFIGURATION}
+WITHOUT_TORCH = {*LAYERS[0], "text", "pickled_data", "cli", "__main__", "__init__", *CONFIGURATION}
 HEAVY = {"torch", "lightning", "pandas", "torchmetrics", "matplotlib"}
 
 

@@ -11,10 +11,12 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ulmfit import __version__, failures
 from ulmfit.arguments import Arguments, parse
@@ -245,13 +247,30 @@ def complete(arguments: Arguments) -> None:
 
 
 def set_up_logging(debug: bool) -> None:
-    """Plain lines of the `ulmfit` logger on standard error; of ranks above 0 only warnings."""
+    """Plain lines of the `ulmfit` logger, and our warnings, on standard error; of ranks above 0 only warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers[:] = [handler]
     logger.propagate = False
     quiet = os.environ.get("LOCAL_RANK", "0") != "0"
     logger.setLevel(logging.WARNING if quiet else logging.DEBUG if debug else logging.INFO)
+    warnings.showwarning = show_warning
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings are for users, so without the place in the code; others as Python shows them."""
+    if file is None and Path(filename).is_relative_to(Path(__file__).parent):
+        logger.warning("%s", " ".join(str(message).split()))
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        print(text, end="", file=file or sys.stderr)
 
 
 def rank_prefix() -> str:

@@ -40,7 +40,8 @@ def plot_losses(history: Series) -> Figure:
     if steps:
         axes.plot(steps, values, "o-", color="C1", markersize=4, label="validation")
     axes.set(xlabel="step", ylabel="loss (nats)", title="Loss")
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     return figure
 
 
@@ -52,7 +53,8 @@ def plot_rates(history: Series) -> Figure:
         shade = i / max(1, len(names) - 1)
         axes.plot(*_split(history[name]), color=(0.1, 0.2 + 0.5 * shade, 0.9 - 0.7 * shade), label=f"group {i}")
     axes.set(xlabel="step", ylabel="learning rate", title="Learning rate per layer group", yscale="log")
-    axes.legend(title="lowest first", fontsize="small")
+    if names:
+        axes.legend(title="lowest first", fontsize="small")
     return figure
 
 

@@ -213,6 +213,13 @@ def drawn_share(found: Located, config: DatasetConfig, split: str) -> float:
     return config.valid_fraction if split == "valid" else config.test_fraction
 
 
+def has_split(config: DatasetConfig, split: str) -> bool:
+    """Whether the data set has this split, in files or to be drawn from the training rows."""
+    check_split(split)
+    found = locate(config)
+    return bool(found.of(split)) or drawn_share(found, config, split) > 0
+
+
 def held_out(found: Located, config: DatasetConfig) -> list[str]:
     """The splits a language model is judged on, whose documents its unlabelled text must not hold."""
     names = ["valid"] if config.lm_use_test else ["valid", "test"]

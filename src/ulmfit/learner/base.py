@@ -8,33 +8,26 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ulmfit import plots
 from ulmfit.bundle import Bundle, BundleInfo, save_bundle
-from ulmfit.config import (
-    DiscriminativeConfig,
-    FitConfig,
-    MethodConfig,
-    PhaseConfig,
-    ScheduleConfig,
-    TrainConfig,
-    UnfreezingConfig,
-)
+from ulmfit.config import FitConfig, ScheduleConfig, TrainConfig
 from ulmfit.errors import UsageError
+from ulmfit.learner.plans import Rate, as_frozen, by_method
 from ulmfit.learner.text_data import TextData
 from ulmfit.nn.models import LanguageModel, TextClassifier
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training import engine
+from ulmfit.training.checkpoints import CHECKPOINTS
 from ulmfit.training.lr_find import LRFindResult, find_lr
-from ulmfit.training.trainer import CHECKPOINTS, FitResult, quiet_lightning
+from ulmfit.training.trainer import FitResult, quiet_lightning
+from ulmfit.validation import validate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Rate = float | slice | None
 Self = TypeVar("Self", bound="Learner")
 
 
@@ -93,7 +86,7 @@ class Learner(ABC):
             UsageError: no epochs, or a rate that is not above 0.
             UlmfitError: the loss is not a number any more.
         """
-        self._train(self._plan(epochs, lr, ScheduleConfig("constant")))
+        self._train(self._planned(epochs, lr, ScheduleConfig("constant")))
 
     def fit_one_cycle(
         self,
@@ -102,21 +95,22 @@ class Learner(ABC):
         div: float = 25.0,
         div_final: float = 1e5,
         pct_start: float = 0.25,
-        moms: Sequence[float] = (0.8, 0.7, 0.8),
+        moms: Sequence[float] | None = (0.8, 0.7, 0.8),
     ) -> None:
         """As `fit`, but the rate rises from `lr_max / div` and falls to `lr_max / div_final`, both along a cosine.
 
         Args:
             pct_start: share of the steps in which it rises.
-            moms: Adam's first beta at the start, at the peak and at the end (fastai's values for texts).
+            moms: Adam's first beta at the start, at the peak and at the end (fastai's values for texts); None leaves
+                it as configured.
 
         Raises:
             UsageError, UlmfitError: as `fit`.
         """
-        schedule = ScheduleConfig(
-            "one_cycle", pct_start=pct_start, div=div, final_div=div_final, momentum=[float(mom) for mom in moms]
-        )
-        self._train(self._plan(epochs, lr_max, schedule))
+        momentum = None if moms is None else [float(mom) for mom in moms]
+        schedule = ScheduleConfig("one_cycle", pct_start=pct_start, div=div, final_div=div_final, momentum=momentum)
+        validate(schedule)
+        self._train(self._planned(epochs, lr_max, schedule))
 
     def fine_tune(self, epochs: int | None = None, lr: Rate = None) -> None:
         """Train by the paper's schedule, or whatever `config` says in its place; afterwards nothing is frozen.
@@ -131,20 +125,9 @@ class Learner(ABC):
         Raises:
             UsageError, UlmfitError: as `fit`.
         """
-        stage = self._stage
-        epochs = _checked_epochs(stage.epochs if epochs is None else epochs)
-        top, rates = self._rates(lr)
-        if not isinstance(lr, slice):
-            rates = stage.method.discriminative
+        plan = by_method(self._stage, epochs, lr)
         self._first_trained = 0
-        self._train(
-            replace(
-                stage,
-                epochs=epochs,
-                optim=replace(stage.optim, lr=top),
-                method=replace(stage.method, discriminative=rates),
-            )
-        )
+        self._train(plan)
 
     def lr_find(self, start: float = 1e-5, end: float = 1.0, steps: int = 100) -> LRFindResult:
         """Try growing rates on all layer groups, then undo it; see `.suggestion` and `.plot()` of the result.
@@ -274,32 +257,8 @@ class Learner(ABC):
                 "nothing has been trained yet, so this is guesswork; call fine_tune first", UserWarning, stacklevel=3
             )
 
-    def _plan(self, epochs: int, lr: Rate, schedule: ScheduleConfig) -> FitConfig:
-        """The stage's settings with another method: the groups that are not frozen, by `schedule`."""
-        top, rates = self._rates(lr)
-        groups = len(self.model.layer_groups())
-        unfreezing = UnfreezingConfig("full")
-        if self._first_trained:
-            trained = list(range(self._first_trained, groups))
-            unfreezing = UnfreezingConfig("phases", [PhaseConfig("as frozen", train_only=trained)])
-        return replace(
-            self._stage,
-            epochs=_checked_epochs(epochs),
-            optim=replace(self._stage.optim, lr=top),
-            method=MethodConfig(unfreezing, schedule, rates),
-        )
-
-    def _rates(self, lr: Rate) -> tuple[float, DiscriminativeConfig]:
-        """The highest group's rate, and how the others follow from it."""
-        if lr is None:
-            return self._stage.optim.lr, self._stage.method.discriminative
-        given = (lr.start, lr.stop) if isinstance(lr, slice) else (lr,)
-        numbers = [rate for rate in given if rate is not None]
-        if given[-1] is None or not all(_is_rate(rate) for rate in numbers) or getattr(lr, "step", None) is not None:
-            raise UsageError(f"got the learning rate {lr}, expected a number above 0, slice(lowest, highest), or None")
-        if isinstance(lr, slice):
-            return float(lr.stop), DiscriminativeConfig("slice", lowest=None if lr.start is None else float(lr.start))
-        return float(lr), DiscriminativeConfig("none")
+    def _planned(self, epochs: int, lr: Rate, schedule: ScheduleConfig) -> FitConfig:
+        return as_frozen(self._stage, epochs, lr, schedule, self._first_trained, len(self.model.layer_groups()))
 
     def _train(self, config: FitConfig) -> None:
         groups = len(self.model.layer_groups())
@@ -344,13 +303,3 @@ class Learner(ABC):
         folder_of_fit = self.folder / f"fit-{number}"
         folder_of_fit.mkdir(parents=True)
         yield folder_of_fit
-
-
-def _is_rate(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-
-
-def _checked_epochs(epochs: Any) -> int:
-    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
-        raise UsageError(f"got epochs={epochs!r}, expected a whole number of at least 1")
-    return epochs

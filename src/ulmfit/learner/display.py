@@ -26,7 +26,9 @@ class Table:
             lines = []
             for heading, cell in zip(self.headings, row, strict=True):
                 wrapped = textwrap.wrap(cell, _LINE_CHARS) or [""]
-                lines += [f"{name:<{width}}  {line}" for name, line in zip([heading] + [""] * 99, wrapped, strict=False)]
+                lines += [
+                    f"{name:<{width}}  {line}" for name, line in zip([heading] + [""] * 99, wrapped, strict=False)
+                ]
             blocks.append("\n".join(line.rstrip() for line in lines))
         return "\n\n".join(blocks)
 

@@ -78,9 +78,7 @@ class LanguageModelPredictor:
         """Several texts that go on from one; see `inference.generate` for the arguments."""
         if not isinstance(text, str):
             raise UsageError(f"got a {type(text).__name__} to go on from, expected one text")
-        return generate(
-            self.bundle, text, tokens, samples, temperature, top_k, top_p, beams, seed, model=self.model
-        )
+        return generate(self.bundle, text, tokens, samples, temperature, top_k, top_p, beams, seed, model=self.model)
 
     def score(self, texts: Sequence[str]) -> LMScore:
         """Likelihood, perplexity per piece and bits per character of texts.
@@ -99,9 +97,7 @@ class LanguageModelPredictor:
         return f"LanguageModelPredictor('{self.bundle.path}', {self.bundle.info.direction})"
 
 
-def load(
-    path: str | Path | Sequence[str | Path], device: str = "auto"
-) -> Predictor | LanguageModelPredictor:
+def load(path: str | Path | Sequence[str | Path], device: str = "auto") -> Predictor | LanguageModelPredictor:
     """A bundle ready to use: a classifier as a `Predictor`, a language model as a `LanguageModelPredictor`.
 
     Args:

@@ -12,6 +12,7 @@ from ulmfit.bundle import Bundle, load_bundle
 from ulmfit.config import DatasetConfig, ModelConfig, TrainConfig
 from ulmfit.errors import UsageError, did_you_mean
 from ulmfit.hydra_config import load_config
+from ulmfit.learner.base import Learner
 from ulmfit.learner.text_data import TextData
 from ulmfit.tasks import stages
 from ulmfit.tasks.locations import Parent, choose_parent
@@ -19,6 +20,7 @@ from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.validation import validate
 
 Config = TrainConfig | Sequence[str]
+Init = str | Path | Bundle | Learner | None
 Stage = Literal["lm", "classifier"]
 
 
@@ -43,6 +45,11 @@ def train_config(
     Raises:
         UsageError: an unknown setting or a wrong value.
     """
+    if not isinstance(data, TextData):
+        raise UsageError(
+            f"got data of type {type(data).__name__}, expected TextData; make it with TextData.from_csv, from_frame, "
+            "from_lists or from_folder"
+        )
     if isinstance(config, TrainConfig):
         result = copy.deepcopy(config)
     else:
@@ -70,13 +77,15 @@ def train_config(
     return result
 
 
-def starting_bundle(init: Any, stage: str, data: TextData, direction: str | None) -> tuple[Bundle | None, str]:
+def starting_bundle(init: Init, stage: str, data: TextData, direction: str | None) -> tuple[Bundle | None, str]:
     """The bundle that training starts from (None: random weights), and what a new bundle calls it.
 
     Raises:
         BundleError: `init` is no bundle of a language model.
         UsageError: `init` is something else.
     """
+    if isinstance(init, Learner):
+        return init.bundle(), f"{init.title} trained on {init.data.name}"
     if isinstance(init, Bundle):
         return init, str(init.path)
     if init is not None and not isinstance(init, str | Path):

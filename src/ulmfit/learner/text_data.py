@@ -86,8 +86,24 @@ class TextData:
         Raises:
             DataError: a missing file or column, an empty or malformed file, rows without label, only one class.
         """
-        options = {"encoding": encoding, "delimiter": delimiter}
-        return cls._from_path(path, text, label, valid, test, unlabelled, valid_fraction, test_fraction, seed, options)
+        from ulmfit.hydra_config import dataset_name
+
+        return cls.from_config(
+            DatasetConfig(
+                name=dataset_name(str(path), "data"),
+                path=str(path),
+                text=[text] if isinstance(text, str) else list(text),
+                label=label or "",
+                valid=_from_here(valid),
+                test=_from_here(test),
+                unlabelled=_from_here(unlabelled),
+                valid_fraction=valid_fraction,
+                test_fraction=test_fraction,
+                split_seed=seed,
+                encoding=encoding,
+                delimiter=delimiter,
+            )
+        )
 
     @classmethod
     def from_folder(
@@ -110,8 +126,7 @@ class TextData:
         Raises:
             DataError: as `from_csv`.
         """
-        options = {"encoding": encoding}
-        return cls._from_path(path, text, label, valid, test, unlabelled, valid_fraction, test_fraction, seed, options)
+        return cls.from_csv(path, text, label, valid, test, unlabelled, valid_fraction, test_fraction, seed, encoding)
 
     @classmethod
     def from_frame(
@@ -136,11 +151,11 @@ class TextData:
         if unlabelled is not None:
             framed = hasattr(unlabelled, "columns")
             extra = table_from_frame(unlabelled, text, None) if framed else table_from_lists(unlabelled)
-        tables = [
-            None if given is None else table_from_frame(given, text, label, f"{split} frame")
+        tables = {
+            split: None if given is None else table_from_frame(given, text, label, f"{split} frame")
             for split, given in (("train", frame), ("valid", valid), ("test", test))
-        ]
-        return cls._from_tables(*tables, extra, valid_fraction, test_fraction, seed, name)
+        }
+        return cls._from_tables(Splits(**tables, unlabelled=extra), valid_fraction, test_fraction, seed, name)
 
     @classmethod
     def from_lists(
@@ -160,12 +175,12 @@ class TextData:
         Raises:
             DataError: another number of labels than texts, no texts, an empty label, only one class.
         """
-        tables = [
-            None if given is None else table_from_lists(*given, f"{split} list")
+        tables = {
+            split: None if given is None else table_from_lists(*given, f"{split} list")
             for split, given in (("train", (texts, labels)), ("valid", valid), ("test", test))
-        ]
+        }
         extra = None if unlabelled is None else table_from_lists(unlabelled)
-        return cls._from_tables(*tables, extra, valid_fraction, test_fraction, seed, name)
+        return cls._from_tables(Splits(**tables, unlabelled=extra), valid_fraction, test_fraction, seed, name)
 
     @classmethod
     def sample(cls) -> TextData:
@@ -173,62 +188,21 @@ class TextData:
         return cls.from_config(DatasetConfig())
 
     @classmethod
-    def _from_path(
-        cls,
-        path: str | Path,
-        text: str | Sequence[str],
-        label: str | None,
-        valid: str | Path | None,
-        test: str | Path | None,
-        unlabelled: str | Path | None,
-        valid_fraction: float,
-        test_fraction: float,
-        seed: int,
-        options: dict[str, Any],
-    ) -> TextData:
-        from ulmfit.hydra_config import dataset_name
-
-        return cls.from_config(
-            DatasetConfig(
-                name=dataset_name(str(path), "data"),
-                path=str(path),
-                text=[text] if isinstance(text, str) else list(text),
-                label=label or "",
-                valid=_from_here(valid),
-                test=_from_here(test),
-                unlabelled=_from_here(unlabelled),
-                valid_fraction=valid_fraction,
-                test_fraction=test_fraction,
-                split_seed=seed,
-                **options,
-            )
-        )
-
-    @classmethod
-    def _from_tables(
-        cls,
-        train: Table | None,
-        valid: Table | None,
-        test: Table | None,
-        unlabelled: Table | None,
-        valid_fraction: float,
-        test_fraction: float,
-        seed: int,
-        name: str,
-    ) -> TextData:
+    def _from_tables(cls, given: Splits, valid_fraction: float, test_fraction: float, seed: int, name: str) -> TextData:
         validate(DatasetConfig(valid_fraction=valid_fraction, test_fraction=test_fraction, split_seed=seed))
+        train = given.train
         assert train is not None
-        shares = (0.0 if valid is not None else valid_fraction, 0.0 if test is not None else test_fraction)
+        shares = (0.0 if given.valid else valid_fraction, 0.0 if given.test else test_fraction)
         places = stratified_parts(train.texts, train.labels, seed, *shares)
         rows = {part: [i for i, place in enumerate(places) if place == part] for part in ("train", "valid", "test")}
         drawn = {part: train.take(chosen) for part, chosen in rows.items() if chosen}
-        splits = Splits(drawn["train"], valid or drawn.get("valid"), test or drawn.get("test"), unlabelled)
-        if train.labels is not None and len(splits.classes) < 2:
+        drawn |= {part: table for part in ("valid", "test", "unlabelled") if (table := given.of(part)) is not None}
+        if train.labels is not None and len(set(train.labels)) < 2:
             raise DataError(
                 f"all {len(train)} texts have the label '{train.labels[0]}', but a classifier needs two classes or "
                 "more; leave the labels out if the texts are for a language model only"
             )
-        return cls(splits, name=name)
+        return cls(Splits(**drawn), name=name)
 
     # ------------------------------------------------------------------------------------------------ what is in it
 

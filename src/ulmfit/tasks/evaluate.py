@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ulmfit.bundle import CLASSIFIER, LANGUAGE_MODEL, load_bundle, read_info
+from ulmfit.bundle import LANGUAGE_MODEL, load_bundle, read_info
 from ulmfit.config import EvaluateConfig
 from ulmfit.data.cache import TokenCache, build_token_cache
 from ulmfit.data.sources import content_key, iter_texts, load_splits, total_chars
@@ -16,15 +16,10 @@ from ulmfit.tasks.locations import cache_folder, classifiers_to_use, resolve_bun
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Print and return the figures."""
     if len(config.bundle) == 1:
-        path = _any_bundle(config.bundle[0])
+        path = resolve_bundle(config.bundle[0], None)
         if read_info(path).kind == LANGUAGE_MODEL:
             return _language_model(path, config)
     return _classifiers(classifiers_to_use(config.bundle, config.runs), config)
-
-
-def _any_bundle(name: str) -> Path:
-    path = Path(name)
-    return path if (path / "bundle.json").is_file() else resolve_bundle(name, CLASSIFIER)
 
 
 def _classifiers(paths: list[Path], config: EvaluateConfig) -> dict[str, Any]:

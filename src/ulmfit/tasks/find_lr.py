@@ -19,27 +19,33 @@ def run(config: FindLRConfig) -> dict[str, Any]:
     Raises:
         UlmfitError: the loss never fell, so there is nothing to suggest.
     """
-    from ulmfit.data.datamodule import ClassifierDataModule, LMDataModule
     from ulmfit.tasks import stages
     from ulmfit.tasks.scoring import write_json
-    from ulmfit.training.classifier import ClassifierModule
-    from ulmfit.training.lm import LMModule
+    from ulmfit.training import engine
     from ulmfit.training.lr_find import find_lr
 
     stage = config.stage.name
     parent = choose_parent(config.init, stage, Path(config.runs), config.dataset.name, config.stage.lm.direction)
     limits = (config.trainer, config.start, config.end, config.steps)
     if stage == "classifier":
-        documents = stages.prepare_classifier(config, parent)
-        settings = config.stage.classifier
-        data = ClassifierDataModule(
-            documents.train, documents.train_labels, None, None, settings, documents.direction, config.seed
+        labelled = stages.prepare_classifier(config, parent)
+        classifier, documents = engine.classifier_parts(
+            labelled.model,
+            labelled.train,
+            labelled.train_labels,
+            None,
+            None,
+            config.stage.classifier,
+            labelled.direction,
+            config.seed,
         )
-        result = find_lr(ClassifierModule(documents.model, settings), data, settings, *limits)
+        result = find_lr(classifier, documents, config.stage.classifier, *limits)
     else:
         text = stages.prepare_language_model(config, parent)
-        stream = LMDataModule(text.train, None, config.stage.lm, text.direction, config.seed)
-        result = find_lr(LMModule(text.model, config.stage.lm), stream, config.stage.lm, *limits)
+        language_model, streams = engine.language_model_parts(
+            text.model, text.train, None, config.stage.lm, text.direction, config.seed
+        )
+        result = find_lr(language_model, streams, config.stage.lm, *limits)
     folder = Path(config.runs) / config.dataset.name / f"find_lr-{stage}"
     figure = plots.plot_lr_find(result.rates, result.losses, result.suggestion)
     picture = plots.save(figure, folder / "lr_find.png")
@@ -48,8 +54,8 @@ def run(config: FindLRConfig) -> dict[str, Any]:
     )
     if result.suggestion is None:
         raise UlmfitError(
-            f"the loss never fell between {config.start:g} and {config.end:g} in {len(result.rates)} steps, so there is "
-            f"no rate to suggest; see {picture} or try other start and end values"
+            f"the loss never fell between {config.start:g} and {config.end:g} in {len(result.rates)} steps, so there "
+            f"is no rate to suggest; see {picture} or try other start and end values"
         )
     key = "classifier" if stage == "classifier" else "lm"
     print(f"suggested learning rate {result.suggestion:.2g}:  stage.{key}.optim.lr={result.suggestion:.2g}")

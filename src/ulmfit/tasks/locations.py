@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ulmfit.bundle import CLASSIFIER, LANGUAGE_MODEL, BundleInfo, is_bundle, read_info
-from ulmfit.errors import BundleError, did_you_mean
+from ulmfit.errors import BundleError, UsageError, did_you_mean
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
 SCRATCH = "scratch"
@@ -31,17 +31,24 @@ class Parent:
 
 
 def choose_parent(init: str | None, stage: str, runs: Path | None, dataset: str, direction: str | None) -> Parent:
-    """Where a stage starts: `init`, else the newest bundle of the stage before on this data set, else the shipped model.
+    """Where a stage starts: `init`, else the newest bundle of the stage before on this data set, else what ships.
 
     Without `runs` no earlier runs are looked at.
 
     Raises:
         BundleError: `init` is neither a bundle, nor a run folder with one, nor the name of a shipped model.
+        UsageError: `init` reads in another direction.
     """
     if init == SCRATCH or (init is None and stage == "lm_pretrain"):
         return Parent(None, "from scratch")
     if init is not None:
-        return Parent(resolve_bundle(init, LANGUAGE_MODEL), "as init says")
+        path = resolve_bundle(init, LANGUAGE_MODEL)
+        reads = read_info(path).direction
+        if direction not in (None, reads):
+            raise UsageError(
+                f"{path} reads {reads}, but stage.lm.direction={direction}; choose another init, or init=scratch"
+            )
+        return Parent(path, "as init says")
     before = {"classifier": ("lm_finetune", "all"), "lm_finetune": ("lm_pretrain",), "all": ("lm_pretrain",)}[stage]
     for path, info in newest_bundles(runs, LANGUAGE_MODEL) if runs is not None else ():
         same_data = info.provenance.get("dataset") == dataset
@@ -61,19 +68,23 @@ def shipped_model(direction: str = "forward") -> Path | None:
     return None
 
 
-def resolve_bundle(name: str, kind: str) -> Path:
+def resolve_bundle(name: str, kind: str | None) -> Path:
     """A bundle's folder from a path to it, to a run folder that holds one, or the name of a shipped model.
+
+    Args:
+        kind: None takes any, in a run folder with both the classifier.
 
     Raises:
         BundleError: nothing there, or of another kind.
     """
     path = Path(name)
-    for candidate in (path, path / "bundle", *sorted(path.glob("*/bundle")), PRETRAINED / name):
-        if is_bundle(candidate) and (candidate == path or read_info(candidate).kind == kind):
-            read_info(candidate, kind)
+    candidates = (path, path / "bundle", *sorted(path.glob("*/bundle")), PRETRAINED / name)
+    found = [candidate for candidate in candidates if is_bundle(candidate)]
+    for candidate in found:
+        if kind is None or read_info(candidate).kind == kind:
             return candidate
-    if path.is_dir():
-        read_info(path, kind)  # says what is wrong with it
+    if found or path.is_dir():
+        read_info(found[0] if found else path, kind)  # says what is wrong with it
     known = [p.name for p in PRETRAINED.glob("*") if is_bundle(p)]
     raise BundleError(
         f"no bundle at {name}, expected a folder written by 'ulmfit train'"

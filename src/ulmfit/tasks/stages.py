@@ -18,6 +18,7 @@ from ulmfit import plots
 from ulmfit.bundle import Bundle, load_bundle, save_bundle
 from ulmfit.config import LMConfig, TrainConfig
 from ulmfit.data.cache import TokenCache, build_token_cache
+from ulmfit.data.locate import has_split
 from ulmfit.data.sources import content_key, iter_texts, load_splits, total_chars
 from ulmfit.data.tables import Splits
 from ulmfit.inference import Predictor
@@ -27,7 +28,7 @@ from ulmfit.tasks.locations import PRETRAINED, Parent, cache_folder
 from ulmfit.tasks.scoring import classification_report, write_json
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training import engine
-from ulmfit.training.trainer import CHECKPOINTS
+from ulmfit.training.checkpoints import CHECKPOINTS
 
 log = logging.getLogger("ulmfit")
 
@@ -73,7 +74,7 @@ def prepare_language_model(config: TrainConfig, parent: Parent) -> LMInputs:
     direction = config.stage.lm.direction or (bundle.info.direction if bundle else "forward")
     tokenizer = tokenizer_for(config, bundle, config.stage.lm)
     train = lm_cache(config, tokenizer, "lm")
-    valid = lm_cache(config, tokenizer, "valid") if _has_validation(config) else None
+    valid = lm_cache(config, tokenizer, "valid") if has_split(config.dataset, "valid") else None
     log.info("%d documents, %d tokens to learn from, starting %s", len(train), len(train.tokens), _from(parent))
     engine.seed_everything(config.seed)
     if bundle is None:
@@ -223,10 +224,6 @@ def lm_cache(config: TrainConfig, tokenizer: Tokenizer, split: str) -> TokenCach
         total_chars(config.dataset, split),
         progress=config.trainer.enable_progress_bar,
     )
-
-
-def _has_validation(config: TrainConfig) -> bool:
-    return config.dataset.valid_fraction > 0 or config.dataset.valid != ""
 
 
 def _from(parent: Parent) -> str:

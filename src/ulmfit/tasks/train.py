@@ -72,8 +72,8 @@ def _show(metrics: dict[str, Any], stage: str, folder: Path) -> None:
         print(f"language model: validation perplexity {language_model['valid_perplexity']:.2f} per piece")
     if "test" in metrics:
         print(format_report(metrics["test"], "test"))
-    elif "best_valid_accuracy" in metrics or "valid_accuracy" in metrics:
-        print(f"validation accuracy {metrics.get('best_valid_accuracy', metrics.get('valid_accuracy')):.1%}")
+    elif "valid_accuracy" in metrics:
+        print(f"validation accuracy {metrics['valid_accuracy']:.1%}")
     bundle = folder / "classifier" / "bundle" if stage == "all" else folder / "bundle"
     print(f"written to {folder}: bundle, metrics.json, plots ({metrics['seconds']:.0f} s)")
     if stage in ("classifier", "all"):

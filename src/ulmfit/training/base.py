@@ -68,6 +68,10 @@ class UlmfitModule(lightning.LightningModule):
         self._random_state = checkpoint.get("random_state")
 
     def on_train_start(self) -> None:
+        # A short training is logged more often, so that there is a curve to see.
+        total = int(min(self.trainer.estimated_stepping_batches, 1 << 30))
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self.trainer.log_every_n_steps = max(1, min(every, total // 20))  # type: ignore[attr-defined]
         # Not earlier: building the loaders and the sanity checks draw random numbers too.
         state, self._random_state = self._random_state, None
         if state is None:

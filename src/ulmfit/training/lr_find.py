@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import lightning
 
 from ulmfit import plots
-from ulmfit.config import FitConfig, MethodConfig, TrainerConfig, UnfreezingConfig
+from ulmfit.config import FitConfig, TrainerConfig
 from ulmfit.errors import UsageError
 from ulmfit.training.base import UlmfitModule
 from ulmfit.training.callbacks import DiscriminativeLR, ScheduledLR
-from ulmfit.training.trainer import bare_trainer
+from ulmfit.training.trainer import bare_trainer, quiet_lightning
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,14 +43,14 @@ class _Recorder(lightning.Callback):
         self._average = 0.0
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
-        loss = float(outputs["loss"])
+        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches  # Lightning has divided it
         self._average = _SMOOTHING * self._average + (1 - _SMOOTHING) * loss
         smoothed = self._average / (1 - _SMOOTHING ** (len(self.losses) + 1))
-        exploded = not math.isfinite(loss) or (self.losses and smoothed > _EXPLODED * min(self.losses))
-        if not exploded:
+        if not math.isfinite(loss) or (self.losses and smoothed > _EXPLODED * min(self.losses)):
+            trainer.should_stop = True
+        else:
             self.rates.append(max(g["lr"] for g in trainer.optimizers[0].param_groups))
             self.losses.append(smoothed)
-        trainer.should_stop = bool(exploded) or trainer.should_stop
 
 
 def find_lr(
@@ -74,17 +74,19 @@ def find_lr(
     before = copy.deepcopy(module.state_dict())
     recorder = _Recorder()
     grow = ScheduledLR(lambda step, total: (start / end) ** (1 - min(1.0, step / max(1, total - 1))))
-    method = MethodConfig(UnfreezingConfig(), config.method.schedule, config.method.discriminative)
     callbacks = [DiscriminativeLR(end, config.method.discriminative), grow, recorder]
-    old_config = module.config
-    module.config = replace(config, method=method)
     try:
-        trainer = bare_trainer(
-            trainer_config, max_steps=steps, max_epochs=steps, callbacks=callbacks, clip=config.optim.clip
-        )
-        trainer.fit(module, datamodule=data)
+        with quiet_lightning():
+            trainer = bare_trainer(
+                trainer_config,
+                callbacks,
+                max_epochs=steps * config.optim.accumulate,
+                max_steps=steps,
+                clip=config.optim.clip,
+                accumulate_grad_batches=config.optim.accumulate,
+            )
+            trainer.fit(module, datamodule=data)
     finally:
-        module.config = old_config
         module.load_state_dict(before)
     return LRFindResult(recorder.rates, recorder.losses, suggest(recorder.rates, recorder.losses))
 

@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 
 _REFRESH_SECONDS = 0.5  # on a terminal
 _LOG_SECONDS = 60.0  # into a file
+_COLUMNS = ("train_loss_epoch", "valid_loss", "valid_perplexity", "valid_accuracy", "valid_macro_f1")
 
 
 class Progress(Callback):
@@ -60,11 +61,7 @@ class Progress(Callback):
             self._row(trainer)
 
     def _row(self, trainer: Trainer) -> None:
-        shown = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name in ("train_loss_epoch", "valid_loss", "valid_perplexity", "valid_accuracy", "valid_macro_f1")
-        }
+        shown = {name: float(trainer.callback_metrics[name]) for name in _COLUMNS if name in trainer.callback_metrics}
         header = ["epoch", *(name.removesuffix("_epoch") for name in shown), "time"]
         took = clock(time.monotonic() - self._epoch_began)
         row = [str(trainer.current_epoch + 1), *(f"{value:.4f}" for value in shown.values()), took]

@@ -7,22 +7,24 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from ulmfit.config import FitConfig, LoggerConfig, TrainerConfig
 from ulmfit.errors import UlmfitError, UsageError
 from ulmfit.training.base import UlmfitModule
 from ulmfit.training.callbacks import method_callbacks
+from ulmfit.training.checkpoints import CHECKPOINTS as CHECKPOINTS
+from ulmfit.training.checkpoints import Recovery, Validated, WholeFiles, recovery_path
 from ulmfit.training.progress import Progress
 
-CHECKPOINTS = "checkpoints"
+log = logging.getLogger("ulmfit")
+
 _NOISE = (
     ".*does not have many workers.*",
     ".*The number of training batches.*is smaller than the logging interval.*",
@@ -34,7 +36,9 @@ _NOISE = (
     ".*is not a valid.*sampler.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*mid-epoch.*",
-    ".*It is recommended to use `self.log.*sync_dist=True.*",  # the training loss shown is rank 0's; figures kept are not
+    ".*Total length of `list` across ranks is zero.*",  # no validation
+    ".*Total length of .* across ranks is zero.*",
+    ".*It is recommended to use `self.log.*sync_dist=True.*",  # the loss shown is that of rank 0
 )
 
 
@@ -43,7 +47,7 @@ class FitResult:
     """Figures of the weights kept, and how training went.
 
     Attributes:
-        metrics: last validation figures of the kept weights, `train_loss` among them.
+        metrics: validation figures of the weights kept, and the training loss of the last epoch.
         steps: optimiser steps made, in all attempts together.
         main: whether this process is the one that writes files (rank 0).
         stopped_early: why training ended before its plan, else "".
@@ -75,42 +79,40 @@ def fit(
 
     Raises:
         UlmfitError: the loss is not a number any more; with the step, the rate and advice.
+        KeyboardInterrupt: Ctrl-C, once a checkpoint is written.
     """
     name, mode = monitor
     has_validation = not isinstance(data.val_dataloader(), list)
+    validated = Validated(name, mode, config.keep)
     extra: list[lightning.Callback] = [*callbacks, NonFiniteGuard()]
-    best: ModelCheckpoint | None = None
-    if folder is not None:
-        extra.append(_recovery_checkpoint(folder, trainer_config))
-        if has_validation and config.keep == "best":
-            best = ModelCheckpoint(
-                folder / CHECKPOINTS,
-                filename="best",
-                monitor=name,
-                mode=mode,
-                save_top_k=1,
-                save_weights_only=True,
-                enable_version_counter=False,
-            )
-            extra.append(best)
+    if has_validation:
+        extra.append(validated)
     if config.patience is not None and has_validation:
-        extra.append(EarlyStopping(name, mode=mode, patience=config.patience))
+        extra.append(EarlyStopping(name, mode=mode, patience=config.patience, check_on_train_epoch_end=False))
+    resume = None
+    if folder is not None:
+        extra.append(Recovery(recovery_path(folder), trainer_config.checkpoint_minutes))
+        resume = recovery_path(folder) if recovery_path(folder).is_file() else None
     with quiet_lightning():
         fresh = callable(getattr(data, "train", None))  # documents are made anew each epoch
         trainer = make_trainer(config, trainer_config, logger_config, folder, module, title, extra, fresh)
-        trainer.fit(module, datamodule=data, ckpt_path=_resume_path(folder), weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        if has_validation and config.max_steps is not None and config.valid_every is not None:
-            # The last steps have not been validated unless their number is a multiple of valid_every.
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        except SystemExit as end:  # what Lightning makes of Ctrl-C
+            if isinstance(end.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from end
+            raise
+        result = FitResult(steps=trainer.global_step, main=trainer.is_global_zero)
+        result.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k == "train_loss_epoch"}
+        if trainer.should_stop and result.steps < trainer.estimated_stepping_batches:
+            stale = any(isinstance(callback, EarlyStopping) and callback.stopped_epoch for callback in extra)
+            result.stopped_early = f"no better {name} {config.patience} times" if stale else "the time is up"
+            log.info("%s stopped early, at step %d: %s", title, result.steps, result.stopped_early)
+        if has_validation and validated.step != trainer.global_step:  # max_steps or max_time ended an epoch early
             trainer.validate(module, datamodule=data, verbose=False)
-    result = FitResult(steps=trainer.global_step, main=trainer.is_global_zero)
-    result.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if _is_result(k)}
-    if best is not None and best.best_model_path:
-        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["state_dict"])
-        if best.best_model_score is not None:
-            result.metrics[f"best_{name}"] = float(best.best_model_score)
+    result.metrics |= validated.metrics
+    if validated.weights is not None:
+        module.load_state_dict(validated.weights)
     return result
 
 
@@ -135,11 +137,11 @@ def make_trainer(
         max_steps=config.max_steps if config.max_steps is not None else -1,
         clip=config.optim.clip,
         accumulate_grad_batches=config.optim.accumulate,
-        val_check_interval=config.valid_every,
+        val_check_interval=config.valid_every and config.valid_every * config.optim.accumulate,  # in batches
         check_val_every_n_epoch=None if config.valid_every else 1,
         logger=_loggers(logger_config, folder),
         log_every_n_steps=logger_config.log_every,
-        enable_checkpointing=folder is not None,
+        plugins=[WholeFiles()],
         default_root_dir=folder,
     )
 
@@ -225,22 +227,6 @@ class NonFiniteGuard(lightning.Callback):
             )
 
 
-def _recovery_checkpoint(folder: Path, config: TrainerConfig) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        folder / CHECKPOINTS,
-        filename="last",
-        monitor=None,
-        save_top_k=1,
-        train_time_interval=timedelta(minutes=config.checkpoint_minutes),
-        enable_version_counter=False,
-    )
-
-
-def _resume_path(folder: Path | None) -> Path | None:
-    path = None if folder is None else folder / CHECKPOINTS / "last.ckpt"
-    return path if path is not None and path.is_file() else None
-
-
 def _loggers(config: LoggerConfig, folder: Path | None) -> list[Logger] | bool:
     if folder is None:
         return False
@@ -256,7 +242,3 @@ def _loggers(config: LoggerConfig, folder: Path | None) -> list[Logger] | bool:
 
         loggers.append(WandbLogger(project=config.wandb_project, save_dir=folder))
     return loggers or False
-
-
-def _is_result(name: str) -> bool:
-    return name.startswith("valid_") or name == "train_loss_epoch"
