@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shlex
 import sys
 import traceback
@@ -14,6 +15,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 TERMINATED = 143  # 128 + SIGTERM
 DISK_FULL = ("No space left on device", "PytorchStreamWriter failed", "Disk quota exceeded")
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+EXTRAS = {"pyarrow": "parquet", "datasets": "datasets", "tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -42,7 +44,7 @@ def sentence(error: BaseException, command: Sequence[str]) -> tuple[str, int]:
     if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has had enough
         return "", 0
     text = " ".join(str(error).split())
-    place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    place = f" ({error.filename!s:.200})" if isinstance(error, OSError) and error.filename else ""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or any(sign in text for sign in DISK_FULL):
         return f"the disk is full{place}: free some space, or set runs= and cache= to another disk, and repeat", 1
@@ -53,9 +55,23 @@ def sentence(error: BaseException, command: Sequence[str]) -> tuple[str, int]:
         device = "GPU memory" if "CUDA" in text or "HIP" in text else "memory"
         return f"out of {device}: set a smaller batch_size, bptt or tokens_per_batch (and optim.accumulate higher)", 1
     if isinstance(error, ModuleNotFoundError):
-        return f"the Python package '{error.name}' is missing: install it with pip, or run again with --debug", 1
+        return missing_package(error.name or text), 1
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        # A file where a folder is expected, a name too long, a read-only disk: nothing that a traceback explains.
+        reason = error.strerror[0].lower() + error.strerror[1:]
+        wrong_path = isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError)
+        code = 2 if wrong_path or error.errno == errno.ENAMETOOLONG else 1
+        return f"a file cannot be read or written: {reason}{place}; check the path, or choose another place", code
     text = text if len(text) <= 300 else text[:300] + "..."
     return f"{type(error).__name__}: {text or 'no message'}; run again with --debug for the traceback", 1
+
+
+def missing_package(name: str) -> str:
+    """The sentence for a package that cannot be imported; `name` is its name, or a message that holds it."""
+    for package, extra in EXTRAS.items():
+        if re.search(rf"\b{package}\b", name):
+            return f"the Python package '{package}' is missing: pip install 'ulmfit[{extra}]'"
+    return f"the Python package '{name.partition('.')[0]}' is missing: install ulmfit again, or run with --debug"
 
 
 def report(error: BaseException, command: Sequence[str], debug: bool, prefix: str = "ulmfit") -> int:

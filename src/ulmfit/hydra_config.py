@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,10 +35,10 @@ def register(verb: str) -> None:
 
 def dataset_name(path: str | None, default: str) -> str:
     """The name that runs on a data set go under: of its file or folder (`x/reviews.csv.bz2` -> `reviews`)."""
-    name = Path(path).expanduser().resolve().name if path else ""
+    name = os.path.basename(os.path.abspath(os.path.expanduser(path))) if path else ""
     while name.lower().endswith(ENDINGS):
         name = Path(name).stem
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or default
+    return re.sub(r"[^\w.-]+", "-", name)[:100].strip("-.") or default
 
 
 def required(key: str, what: str) -> str:

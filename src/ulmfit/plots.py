@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ulmfit.whole_file import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,10 +92,9 @@ def plot_lr_find(rates: Sequence[float], losses: Sequence[float], suggestion: fl
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
-    os.replace(partial, path)
+    with whole_file(path) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # labels in scripts that the font does not have
+        figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
     return path
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -54,6 +55,7 @@ POSITIVE = Range(0, low_open=True)
 FRACTION = Range(0, 1)
 BELOW_ONE = Range(0, 1, high_open=True)  # dropouts, momenta, fractions held out
 SHARE = Range(0, 1, low_open=True)
+THREADS = Range(1, 1024)  # many more take all memory
 
 SPLITS = ("train", "valid", "test")
 STAGES = ("lm_pretrain", "lm_finetune", "classifier", "all")
@@ -62,7 +64,7 @@ CHECKS: dict[type[Any], dict[str, Choice | Range]] = {
     c.RulesConfig: {"unicode": Choice(("nfc", "nfkc", "none"))},
     c.TokenizerConfig: {
         "kind": Choice(("unigram", "bpe")),
-        "vocab_size": Range(16, 1_000_000),
+        "vocab_size": Range(50, 1_000_000),
         "character_coverage": Range(0.5, 1),
         "sample_chars": COUNT,
         "max_piece_length": COUNT,
@@ -113,7 +115,7 @@ CHECKS: dict[type[Any], dict[str, Choice | Range]] = {
         "accumulate": COUNT,
     },
     c.FitConfig: {
-        "epochs": NOT_NEGATIVE,
+        "epochs": COUNT,
         "max_steps": COUNT,
         "batch_size": COUNT,
         "ar_alpha": NOT_NEGATIVE,
@@ -141,18 +143,18 @@ CHECKS: dict[type[Any], dict[str, Choice | Range]] = {
         "accelerator": Choice(("auto", "cpu", "gpu", "cuda", "mps", "tpu")),
         "num_nodes": COUNT,
         "precision": Choice(("auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true")),
-        "threads": COUNT,
+        "threads": THREADS,
         "checkpoint_minutes": POSITIVE,
     },
     c.LoggerConfig: {"log_every": COUNT},
     c.TrainConfig: {"seed": Range(0, 2**32 - 1)},
-    c.FindLRConfig: {"start": POSITIVE, "end": POSITIVE, "steps": Range(2)},
+    c.FindLRConfig: {"start": POSITIVE, "end": POSITIVE, "steps": Range(10)},
     c.EvaluateConfig: {"split": Choice(SPLITS), "batch_size": COUNT},
-    c.PredictConfig: {"batch_size": COUNT, "threads": COUNT},
+    c.PredictConfig: {"batch_size": COUNT, "threads": THREADS},
     c.GenerateConfig: {
         "tokens": COUNT,
         "samples": COUNT,
-        "temperature": NOT_NEGATIVE,
+        "temperature": Range(0, 100),
         "top_k": NOT_NEGATIVE,
         "top_p": SHARE,
         "beams": NOT_NEGATIVE,
@@ -165,6 +167,30 @@ def check_fractions(config: c.DatasetConfig) -> tuple[str, str] | None:
     if config.valid_fraction + config.test_fraction >= 1:
         return "valid_fraction", f"expected less than 1 together with test_fraction={config.test_fraction:g}"
     return None if config.text else ("text", "expected the name of at least one column")
+
+
+def check_columns(config: c.DatasetConfig) -> tuple[str, str] | None:
+    if config.label and config.label in config.text:
+        return "label", "expected another column than those of dataset.text, where the answer would be part of the text"
+    return ("text", "expected each column once") if len(set(config.text)) < len(config.text) else None
+
+
+def check_path(config: c.DatasetConfig) -> tuple[str, str] | None:
+    if config.path == "":
+        return "path", "expected a file or folder, or null for the sample data"
+    if len(config.name) > 100 or not re.fullmatch(r"[^/\\\0]*[^/\\\0.][^/\\\0]*", config.name):
+        return "name", "expected the name of a folder, without / or \\, of 100 characters at most"
+    return None
+
+
+def check_input(config: c.PredictConfig) -> tuple[str, str] | None:
+    if config.input == "":
+        return "input", "expected a file, or null for standard input"
+    if config.output == "":
+        return "output", "expected a file, or null for standard output"
+    if config.input and config.output and os.path.realpath(config.input) == os.path.realpath(config.output):
+        return "output", "expected another file than the input, which would be lost"
+    return None
 
 
 def check_vocabulary(config: c.TokenizerConfig) -> tuple[str, str] | None:
@@ -232,6 +258,9 @@ def check_test_range(config: c.FindLRConfig) -> tuple[str, str] | None:
 
 RELATIONS: list[tuple[type[Any], Callable[[Any], tuple[str, str] | None]]] = [
     (c.DatasetConfig, check_fractions),
+    (c.DatasetConfig, check_columns),
+    (c.DatasetConfig, check_path),
+    (c.PredictConfig, check_input),
     (c.TokenizerConfig, check_vocabulary),
     (c.ScheduleConfig, check_momentum),
     (c.OptimConfig, check_betas),

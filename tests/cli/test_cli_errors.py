@@ -72,7 +72,7 @@ WRONG = [
     ("train stage.classifier.optim.lr=0", ["stage.classifier.optim.lr=0", "above 0"]),
     ("train stage.lm.optim.lr=nan", ["stage.lm.optim.lr=nan", "above 0"]),
     ("train stage.lm.optim.lr=inf", ["stage.lm.optim.lr=inf", "above 0"]),
-    ("train stage.lm.epochs=-1", ["stage.lm.epochs=-1", "at least 0"]),
+    ("train stage.lm.epochs=-1", ["stage.lm.epochs=-1", "at least 1"]),
     ("train stage.lm.batch_size=0", ["stage.lm.batch_size=0", "at least 1"]),
     ("train stage.lm.method.schedule.name=slr", ["slr", "stlr, one_cycle", "did you mean 'stlr'"]),
     ("train stage.lm.method.unfreezing.mode=phases", [PHASES, "at least one phase"]),

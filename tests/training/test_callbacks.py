@@ -436,9 +436,9 @@ def test_training_data_without_a_length_needs_max_steps() -> None:
     make_trainer([DiscriminativeLR(LR), CosineLR(), recorder], max_epochs=2, max_steps=9).fit(Tiny(), data)
     assert len(recorder.rates) == 9
     phases = plan_phases(UnfreezingConfig("full"), 2, GROUPS)
+    restarting = make_trainer([GradualUnfreezing(phases), CosineLR(restart_per_phase=True)], max_epochs=2, max_steps=9)
     with pytest.raises(UsageError, match="restart_per_phase needs training data with a length"):
-        callbacks = [GradualUnfreezing(phases), CosineLR(restart_per_phase=True)]
-        make_trainer(callbacks, max_epochs=2, max_steps=9).fit(Tiny(), data)
+        restarting.fit(Tiny(), data)
 
 
 @pytest.mark.parametrize("lr", [0.0, -1.0, float("inf")])

@@ -290,11 +290,14 @@ def test_logs_of_two_attempts(tmp_path: Path) -> None:
     assert [step for step, _ in history["valid_loss"]] == [3, 7, 11, 15, 19]
 
 
-def test_lightning_is_quiet(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
-) -> None:
-    fit(CONFIG, tmp_path)
+@pytest.mark.filterwarnings("default")
+def test_lightning_is_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("default")
+        fit(CONFIG, tmp_path)
+        fit(replace(CONFIG, patience=3, max_steps=5, optim=OptimConfig(accumulate=2)), tmp_path / "other")
     assert capfd.readouterr() == ("", "")
+    assert [str(warning.message) for warning in given] == []
 
 
 def test_progress(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

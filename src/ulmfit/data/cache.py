@@ -32,6 +32,10 @@ FORMAT_VERSION = 1
 _CHUNK_CHARS = 1_000_000  # text handed to a worker at a time: bounds memory, hides the hand-over
 
 
+class NoDocuments(DataError):
+    """A text without a single document, as a small share of few rows may be."""
+
+
 class TokenCache:
     """Documents as token ids, one after the other; each starts with the begin marker.
 
@@ -123,7 +127,8 @@ def build_token_cache(
     A script needs no `if __name__ == "__main__"` for the workers.
 
     Raises:
-        DataError: if there is no document that is not empty, or the cache that stands there is damaged.
+        NoDocuments: if there is no document that is not empty.
+        DataError: if the cache that stands there is damaged, or the text cannot be read.
         UlmfitError: if a worker was killed.
     """
     final = folder / f"{key[:32]}-{tokenizer.fingerprint}"
@@ -172,8 +177,8 @@ def _write(
     if reported > started and sys.stderr.isatty():
         print(file=sys.stderr)
     if count == 0:
-        raise DataError("the text holds no documents, expected at least one that is not empty")
-    np.asarray(offsets, dtype=np.int64).tofile(folder / "offsets.bin")
+        raise NoDocuments("the text holds no documents, expected at least one that is not empty")
+    (folder / "offsets.bin").write_bytes(offsets.tobytes())  # numpy's tofile would not say that the disk is full
     meta = {
         "format_version": FORMAT_VERSION,
         "tokens": count,

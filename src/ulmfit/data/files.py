@@ -27,8 +27,16 @@ _NOT_TEXT = {b"PK\x03\x04": "a zip archive or spreadsheet", b"%PDF": "a PDF", b"
 
 def require_path(path: Path) -> Path:
     """`path` itself. Raises DataError naming the nearest existing name when there is no such file or folder."""
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            return path
+    except (OSError, ValueError) as error:  # a name too long, a folder one may not look into, a NUL character
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"{str(path)[:200]!r} cannot be looked for ({reason}); give the path of a file or folder"
+        ) from None
+    if path.is_symlink():
+        raise DataError(f"{path} is a link to {path.readlink()}, which is not there")
     parent = path.parent
     if not parent.is_dir():
         missing = parent
@@ -127,7 +135,8 @@ def read_text(path: Path, encoding: str) -> Iterator[str]:
     """
     try:
         codec = codecs.lookup(encoding).name
-    except LookupError:
+        "a".encode(encoding)  # a LookupError also for codecs that are not of text, such as base64
+    except (LookupError, ValueError):
         message = f"dataset.encoding={encoding} is not an encoding Python knows; try utf-8, utf-16, cp1252 or gb18030"
         raise DataError(message) from None
     make = codecs.getincrementaldecoder("utf-8-sig" if codec == "utf-8" else codec)
@@ -159,6 +168,8 @@ def read_text(path: Path, encoding: str) -> Iterator[str]:
             f"{path} is not valid {encoding} at byte {at} (0x{error.object[error.start]:02x})"
             f"; set dataset.encoding to the encoding it was written in, for example dataset.encoding={other}"
         ) from None
+    except UnicodeError as error:  # of UTF-16 and UTF-32: no byte-order mark
+        raise DataError(f"{path} is not in {encoding} ({error}); set dataset.encoding to the encoding it has") from None
 
 
 def read_lines(path: Path, encoding: str) -> Iterator[str]:

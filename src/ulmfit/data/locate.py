@@ -79,6 +79,8 @@ def locate(config: DatasetConfig) -> Located:
         if given["train"] or given["train"] == "":
             return found
         return Located((_file(base, config, "train"),), found.valid, found.test, found.unlabelled)
+    if not base.is_dir():
+        raise DataError(f"{base} is neither a file nor a folder; give data that can be read more than once")
     if config.format == "huggingface" or is_saved_dataset(base):
         return _huggingface(str(base), given)
     sources = {
@@ -124,6 +126,10 @@ def _path(path: Path, config: DatasetConfig, split: str) -> tuple[Source, ...]:
     if files[0][0] is not None:
         return (Source(path, "folder"),)
     data = [file for _, file in files if data_suffix(file) in SUFFIXES]
+    if not data:
+        raise DataError(
+            f"{path} holds {files[0][1].name} but no data file (such as .csv or .txt); name the file to read"
+        )
     if split == "unlabelled" and path.name.lower() in UNLABELLED_NAMES and all(data_suffix(f) == ".txt" for f in data):
         return (Source(path, "folder"),)  # one document a file, as beside the class folders
     return tuple(_file(file, config, split) for file in data)

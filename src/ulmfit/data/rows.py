@@ -38,25 +38,37 @@ def is_missing(value: Any) -> bool:
     )
 
 
-def clean_text(value: Any, where: str) -> str:
-    """A cell as text: missing and whitespace become the empty string, broken surrogates become U+FFFD."""
-    if is_missing(value):
-        return ""
+def cell_text(value: Any, where: str) -> str:
+    """A cell as it reads; numbers and dates as Python writes them, broken surrogates as U+FFFD.
+
+    Raises:
+        DataError: a list, an object or bytes, whose Python notation nobody wants to train on.
+    """
+    if isinstance(value, dict | list | tuple | set | bytes):
+        raise DataError(f"{where} holds a {type(value).__name__} where text is expected; choose another column")
     text = value if isinstance(value, str) else str(value)
-    if "\0" in text:
-        raise DataError(f"{where} has a NUL character in its text; remove it")
     try:
         text.encode()
     except UnicodeEncodeError:
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def clean_text(value: Any, where: str) -> str:
+    """A cell as a text: missing and whitespace become the empty string. Raises DataError as `cell_text`."""
+    if is_missing(value):
+        return ""
+    text = cell_text(value, where)
+    if "\0" in text:
+        raise DataError(f"{where} has a NUL character in its text; remove it")
     return text if text.strip() else ""
 
 
 def clean_label(value: Any, where: str) -> str:
-    """A cell as a label: stripped, 1.0 as '1'. Raises DataError when it is empty or NaN."""
+    """A cell as a label: stripped, 1.0 as '1'. Raises DataError when it is empty or NaN, and as `cell_text`."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    label = "" if is_missing(value) else str(value).strip()
+    label = "" if is_missing(value) else cell_text(value, where).strip()
     if label in ("", "nan", "NaN"):
         given = "no label" if not label else f"the label {label}"
         raise DataError(f"{where} has {given}; give every row a label, or leave the row out")
@@ -71,9 +83,11 @@ def join_columns(cells: Sequence[Any], where: str) -> str:
 
 
 def check_columns(wanted: Iterable[str], found: Sequence[str], where: str) -> None:
-    """Raises DataError naming the column that is not there, those that are, and the nearest."""
+    """Raises DataError naming the column that is not there, those that are, and the nearest; or one that is twice."""
     for name in wanted:
         if name not in found:
             key = "it has no columns" if not found else f"it has {', '.join(map(repr, found))}"
-            hint = did_you_mean(name, found) or "; set dataset.text and dataset.label to the columns to use"
+            hint = did_you_mean(name, found) or "; say which to use: dataset.text and dataset.label, in predict text"
             raise DataError(f"{where} has no column '{name}': {key}{hint}")
+        if found.count(name) > 1:
+            raise DataError(f"{where} has {found.count(name)} columns '{name}'; rename all but the one to use")

@@ -57,7 +57,7 @@ def load_splits(config: DatasetConfig) -> Splits:
         if len(set(train.labels)) < 2:
             raise DataError(
                 f"{train.name} has only the class '{train.labels[0]}', but a classifier needs two or more"
-                "; check dataset.label"
+                f"; check {'dataset.label' if config.limit is None else 'dataset.label and dataset.limit'}"
             )
         if config.train_size is not None:
             train = train.take(low_shot(train.texts, train.labels, config.train_size, config.train_seed))

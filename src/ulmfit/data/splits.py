@@ -20,6 +20,11 @@ def text_key(text: str) -> bytes:
     return hashlib.blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
+def row_keys(texts: Sequence[str]) -> list[bytes]:
+    """`text_key` of each row; rows without text are told apart, else all of them would land on the same side."""
+    return [text_key(text or f"\0{row}") for row, text in enumerate(texts)]
+
+
 def position(key: bytes, seed: int, purpose: str) -> int:
     """A number in [0, 2**64), uniform over keys, different for each seed and purpose."""
     salted = f"{purpose}:{seed}:".encode() + key
@@ -42,7 +47,7 @@ def stratified_parts(
     A class of at least three rows is in all the parts asked for; texts that occur twice stay together.
     """
     parts = ["train"] * len(texts)
-    keys = [text_key(text) for text in texts]
+    keys = row_keys(texts)
     places = [position(key, seed, "split") for key in keys]
     for rows in _by_class(labels, len(texts)).values():
         rows.sort(key=lambda i: (places[i], i))
@@ -73,7 +78,7 @@ def low_shot(texts: Sequence[str], labels: Sequence[str], size: int, seed: int) 
         raise DataError(f"dataset.train_size={size} is more than the {len(texts)} training rows there are; lower it")
     if size < len(classes):
         raise DataError(f"dataset.train_size={size} cannot hold all {len(classes)} classes; raise it")
-    places = [position(text_key(text), seed, "low-shot") for text in texts]
+    places = [position(key, seed, "low-shot") for key in row_keys(texts)]
     for rows in classes.values():
         rows.sort(key=lambda i: (places[i], i))
     # One row of each class in turn; the classes take turns in an order the seed decides.
@@ -91,7 +96,7 @@ def limited(texts: Sequence[str], labels: Sequence[str], limit: int, seed: int) 
     if limit >= len(texts):
         return list(range(len(texts)))
     classes = _by_class(labels, len(texts))
-    places = [position(text_key(text), seed, "limit") for text in texts]
+    places = [position(key, seed, "limit") for key in row_keys(texts)]
     ranked: list[tuple[float, int]] = []
     for rows in classes.values():
         rows.sort(key=lambda i: (places[i], i))

@@ -23,7 +23,9 @@ def run(config: FindLRConfig) -> dict[str, Any]:
     from ulmfit.tasks.scoring import write_json
     from ulmfit.training import engine
     from ulmfit.training.lr_find import find_lr
+    from ulmfit.training.trainer import check_trainer
 
+    check_trainer(config.trainer, config.logger)
     stage = config.stage.name
     parent = choose_parent(config.init, stage, Path(config.runs), config.dataset.name, config.stage.lm.direction)
     limits = (config.trainer, config.start, config.end, config.steps)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -15,6 +14,7 @@ from ulmfit.config import PredictConfig
 from ulmfit.data.sources import read_table
 from ulmfit.errors import DataError, UsageError
 from ulmfit.tasks.locations import classifiers_to_use
+from ulmfit.whole_file import whole_file
 
 _CHUNK = 4096  # texts held at a time: input of any length streams through
 
@@ -27,6 +27,8 @@ def run(config: PredictConfig) -> dict[str, Any]:
     """
     if config.input is None and sys.stdin.isatty():
         raise UsageError("no text was given; pipe lines to this command or name a file with input=FILE")
+    if config.output is not None and Path(config.output).is_dir():
+        raise UsageError(f"output={config.output} is a folder, expected the name of a file for the predictions")
     paths = classifiers_to_use(config.bundle, config.runs)
     texts = _texts(config)
     import torch
@@ -38,16 +40,9 @@ def run(config: PredictConfig) -> dict[str, Any]:
     predictor = Predictor(list(paths))
     if config.output is None:
         return {"documents": _write(predictor, texts, sys.stdout, config.batch_size)}
-    target = Path(config.output)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as out:
-            count = _write(predictor, texts, out, config.batch_size)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-    print(f"{count} predictions written to {target}", file=sys.stderr)
+    with whole_file(Path(config.output)) as partial, open(partial, "w", encoding="utf-8") as out:
+        count = _write(predictor, texts, out, config.batch_size)
+    print(f"{count} predictions written to {config.output}", file=sys.stderr)
     return {"documents": count}
 
 

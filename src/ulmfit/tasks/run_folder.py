@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from typing import Any
 import yaml
 
 from ulmfit.config import TrainConfig
+from ulmfit.whole_file import whole_file
 
 # What may change between the first attempt and the one that resumes it, because the result stays the same.
+CONFIG_FILE = "config.yaml"
 WITHOUT_EFFECT = ("runs", "cache", "debug", "logger", "seed")
 TRAINER_WITH_EFFECT = ("precision", "devices", "num_nodes")
 
@@ -45,9 +49,27 @@ def run_folder(config: TrainConfig, *also: str) -> Path:
 
 def write_config(config: Any, folder: Path) -> Path:
     """Writes the resolved configuration as `config.yaml` into a run's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.yaml"
-    temporary = folder / f".config.yaml.{os.getpid()}"
-    temporary.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(temporary, path)
+    path = folder / CONFIG_FILE
+    with whole_file(path) as partial:
+        partial.write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
     return path
+
+
+@contextmanager
+def kept_if_used(folder: Path) -> Iterator[None]:
+    """After a failure, removes a run's folder in which there is nothing but its configuration.
+
+    So a wrong column or a device that is not there leaves nothing behind, nor do folders above that were made for it.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        if not any(path.is_file() and path.name != CONFIG_FILE for path in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
+            for path in missing[1:]:
+                try:
+                    path.rmdir()
+                except OSError:  # somebody else has put something there
+                    break
+        raise

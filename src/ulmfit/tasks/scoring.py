@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from ulmfit.inference import Probabilities
 from ulmfit.training.metrics import classifier_metrics, confusion_matrix
+from ulmfit.whole_file import whole_file
 
 
 def classification_report(
@@ -61,7 +61,5 @@ def format_report(report: dict[str, Any], title: str) -> str:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ import torch
 from ulmfit import plots
 from ulmfit.bundle import Bundle, load_bundle, save_bundle
 from ulmfit.config import LMConfig, TrainConfig
-from ulmfit.data.cache import TokenCache, build_token_cache
+from ulmfit.data.cache import NoDocuments, TokenCache, build_token_cache
 from ulmfit.data.locate import has_split
 from ulmfit.data.sources import content_key, iter_texts, load_splits, total_chars
 from ulmfit.data.tables import Splits
@@ -74,7 +74,7 @@ def prepare_language_model(config: TrainConfig, parent: Parent) -> LMInputs:
     direction = config.stage.lm.direction or (bundle.info.direction if bundle else "forward")
     tokenizer = tokenizer_for(config, bundle, config.stage.lm)
     train = lm_cache(config, tokenizer, "lm")
-    valid = lm_cache(config, tokenizer, "valid") if has_split(config.dataset, "valid") else None
+    valid = _valid_cache(config, tokenizer)
     log.info("%d documents, %d tokens to learn from, starting %s", len(train), len(train.tokens), _from(parent))
     engine.seed_everything(config.seed)
     if bundle is None:
@@ -85,10 +85,23 @@ def prepare_language_model(config: TrainConfig, parent: Parent) -> LMInputs:
     return LMInputs(model, tokenizer, train, valid, direction)
 
 
-def prepare_classifier(config: TrainConfig, parent: Parent) -> ClassifierInputs:
-    """Splits, tokens and network of the classifier stage."""
+def labelled_splits(config: TrainConfig) -> tuple[Splits, list[str]]:
+    """The rows of a classifier and its classes, with every label looked at before any work is done.
+
+    Raises:
+        DataError: as `load_splits`, or no labels, or a label in validation or test that is not in training.
+    """
     splits = load_splits(config.dataset)
     classes = splits.classes
+    for table in (splits.valid, splits.test):
+        if table is not None and table.labels is not None:
+            table.label_ids(classes)
+    return splits, classes
+
+
+def prepare_classifier(config: TrainConfig, parent: Parent) -> ClassifierInputs:
+    """Splits, tokens and network of the classifier stage."""
+    splits, classes = labelled_splits(config)
     assert splits.train is not None  # `classes` has seen to it
     if parent.path is None:
         tokenizer = tokenizer_for(config, None, config.stage.lm)
@@ -224,6 +237,16 @@ def lm_cache(config: TrainConfig, tokenizer: Tokenizer, split: str) -> TokenCach
         total_chars(config.dataset, split),
         progress=config.trainer.enable_progress_bar,
     )
+
+
+def _valid_cache(config: TrainConfig, tokenizer: Tokenizer) -> TokenCache | None:
+    if not has_split(config.dataset, "valid"):
+        return None
+    try:
+        return lm_cache(config, tokenizer, "valid")
+    except NoDocuments:
+        log.warning("there is too little text for a validation set, so the last weights are kept")
+        return None
 
 
 def _from(parent: Parent) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from ulmfit.config import TrainConfig
 from ulmfit.data.sources import content_key
 from ulmfit.tasks.locations import Parent, choose_parent
-from ulmfit.tasks.run_folder import run_folder, write_config
+from ulmfit.tasks.run_folder import kept_if_used, run_folder, write_config
 
 log = logging.getLogger("ulmfit")
 
@@ -30,8 +30,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         metrics: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
         _show(metrics, stage, folder)
         return metrics
-    write_config(config, folder)
-    outcome = _train(config, stage, parent, folder)
+    with kept_if_used(folder):
+        write_config(config, folder)
+        outcome = _train(config, stage, parent, folder)
     if outcome is None:
         return {}
     _show(outcome, stage, folder)
@@ -42,8 +43,10 @@ def _train(config: TrainConfig, stage: str, parent: Parent, folder: Path) -> dic
     """The figures; None in the helper processes of distributed training."""
     # Not at the top: torch and Lightning load only when there is something to train.
     from ulmfit.tasks.scoring import write_json
-    from ulmfit.tasks.stages import train_classifier, train_language_model
+    from ulmfit.tasks.stages import labelled_splits, train_classifier, train_language_model
+    from ulmfit.training.trainer import check_trainer
 
+    check_trainer(config.trainer, config.logger)
     if stage in ("lm_pretrain", "lm_finetune"):
         language_model = train_language_model(config, stage, parent, folder)
         return language_model.metrics if language_model.main else None
@@ -54,6 +57,7 @@ def _train(config: TrainConfig, stage: str, parent: Parent, folder: Path) -> dic
     if done.is_file():  # an interrupted run that had finished this half
         lm_metrics = json.loads(done.read_text(encoding="utf-8"))
     else:
+        labelled_splits(config)  # a wrong label must not come up after hours of the language model
         first = train_language_model(config, "lm_finetune", parent, folder / "lm")
         lm_metrics = first.metrics
     second = train_classifier(config, Parent(folder / "lm" / "bundle", "this run's"), folder / "classifier")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from ulmfit.config import RulesConfig, TokenizerConfig
 from ulmfit.errors import BundleError, DataError, UsageError, did_you_mean
 from ulmfit.text.corpus import sample, sentences
 from ulmfit.text.rules import MARKERS, Rules
+from ulmfit.whole_file import whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -195,7 +195,6 @@ class Tokenizer:
     def save(self, folder: Path | str) -> None:
         """Write `tokenizer.model` and `tokenizer.json`, each whole or not at all."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         meta = {
             "format_version": FORMAT_VERSION,
             "fingerprint": self.fingerprint,
@@ -203,12 +202,8 @@ class Tokenizer:
             "config": asdict(self.config),
         }
         for name, content in ((MODEL_FILE, self._model), (META_FILE, (json.dumps(meta, indent=2) + "\n").encode())):
-            partial = folder / f".{name}.{os.getpid()}.partial"
-            try:
+            with whole_file(folder / name) as partial:
                 partial.write_bytes(content)
-                os.replace(partial, folder / name)
-            finally:
-                partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:

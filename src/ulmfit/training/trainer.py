@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -149,27 +151,61 @@ def make_trainer(
 def bare_trainer(
     config: TrainerConfig, callbacks: Sequence[lightning.Callback], max_epochs: int, clip: float | None, **more: Any
 ) -> lightning.Trainer:
-    """A Lightning trainer for this machine that logs and saves nothing unless told to."""
+    """A Lightning trainer for this machine that logs and saves nothing unless told to.
+
+    Raises:
+        UsageError: a device, precision or strategy that this machine does not have.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
+    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    gpus["gpu"] = any(gpus.values())
+    if not gpus.get(config.accelerator, True):
+        raise UsageError(
+            f"trainer.accelerator is '{config.accelerator}', but this machine has none; use trainer=auto or trainer=cpu"
+        )
+    precision = resolve_precision(config)
+    if precision == "16-mixed" and not (gpus["gpu"] and config.accelerator != "cpu"):
+        raise UsageError("trainer.precision is '16-mixed', which needs a GPU; use auto or 32-true")
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, **more}
-    return lightning.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=config.strategy,
-        precision=resolve_precision(config),  # type: ignore[arg-type]
-        max_time=config.max_time,
-        deterministic=config.deterministic,
-        max_epochs=max_epochs,
-        gradient_clip_val=clip,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # our loaders shard themselves
-        callbacks=list(callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **quiet,
-    )
+    try:
+        return lightning.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=config.strategy,
+            precision=precision,  # type: ignore[arg-type]
+            max_time=config.max_time,
+            deterministic=config.deterministic,
+            max_epochs=max_epochs,
+            gradient_clip_val=clip,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # our loaders shard themselves
+            callbacks=list(callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **quiet,
+        )
+    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+        # What is left is how many devices there are, and which strategy goes with them.
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+        raise UsageError(
+            f"Lightning does not take trainer.devices={config.devices} with trainer.strategy={config.strategy} and "
+            f"trainer.accelerator={config.accelerator} ({reason:.200}); trainer=auto always works"
+        ) from error
+
+
+def check_trainer(config: TrainerConfig, logger: LoggerConfig) -> None:
+    """Whether this machine can train as configured, to be asked before there is anything to train.
+
+    Raises:
+        UsageError: as `bare_trainer`, or a logger's package is missing.
+    """
+    for name in ("tensorboard", "wandb"):
+        if getattr(logger, name) and importlib.util.find_spec(name) is None:
+            raise UsageError(f"logger.{name}=true needs a package that is not here: pip install 'ulmfit[{name}]'")
+    with quiet_lightning():
+        bare_trainer(config, [], max_epochs=1, clip=None)
 
 
 def resolve_precision(config: TrainerConfig) -> str:
