@@ -45,6 +45,9 @@ class Jobs:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (without the program's name; default `sys.argv`) and returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     debug = "--debug" in words or "debug=true" in words
     set_up_logging(debug)
     try:

@@ -45,8 +45,7 @@ def sentence(error: BaseException, command: Sequence[str]) -> tuple[str, int]:
         return "", 0
     text = " ".join(str(error).split())
     place = f" ({error.filename!s:.200})" if isinstance(error, OSError) and error.filename else ""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or any(sign in text for sign in DISK_FULL):
+    if any(disk_full(cause) for cause in chain(error)):
         return f"the disk is full{place}: free some space, or set runs= and cache= to another disk, and repeat", 1
     if isinstance(error, PermissionError):
         return f"permission denied{place}: choose another place with runs=, cache= or output=, or change the rights", 1
@@ -64,6 +63,13 @@ def sentence(error: BaseException, command: Sequence[str]) -> tuple[str, int]:
         return f"a file cannot be read or written: {reason}{place}; check the path, or choose another place", code
     text = text if len(text) <= 300 else text[:300] + "..."
     return f"{type(error).__name__}: {text or 'no message'}; run again with --debug for the traceback", 1
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an exception says that a disk is full; torch's writer says so in words of its own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(sign in str(error) for sign in DISK_FULL)
 
 
 def missing_package(name: str) -> str:

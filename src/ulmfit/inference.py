@@ -77,6 +77,7 @@ class Predictor:
         progress: Callable[[int], None] | None = None,
     ) -> Probabilities:
         """(N, C) probabilities in the order of `texts` and `classes`. The result for a text depends on it alone."""
+        texts = [_document(text) for text in texts]
         mean = np.zeros((len(texts), len(self.classes)), dtype=np.float64)
         done = 0
         for bundle, model, order in self._members:
@@ -109,7 +110,7 @@ class Predictor:
         mean = np.zeros(len(self.classes))
         with torch.inference_mode():
             for bundle, model, order in self._members:
-                ids = bundle.tokenizer.encode(text)
+                ids = bundle.tokenizer.encode(_document(text))
                 if bundle.info.direction == "backward":
                     ids.reverse()
                 tokens = torch.tensor([[bundle.tokenizer.bos_id, *ids]], device=self.device)
@@ -120,6 +121,11 @@ class Predictor:
     def _prediction(self, row: npt.NDArray[np.floating]) -> Prediction:
         best = int(row.argmax())
         return Prediction(self.classes[best], float(row[best]), dict(zip(self.classes, map(float, row), strict=True)))
+
+
+def _document(text: str) -> str:
+    """White space alone is no text, as where training data is read."""
+    return text if text.strip() else ""
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,9 @@ class Range:
 
     def __str__(self) -> str:
         if self.high == float("inf"):
-            return f"a number above {self.low:g}" if self.low_open else f"at least {self.low:g}"
-        low = f"above {self.low:g}" if self.low_open else f"from {self.low:g}"
-        return f"a number {low} {'to below' if self.high_open else 'to'} {self.high:g}"
+            return f"a number above {self.low}" if self.low_open else f"at least {self.low}"
+        low = f"above {self.low}" if self.low_open else f"from {self.low}"
+        return f"a number {low} {'to below' if self.high_open else 'to'} {self.high}"
 
 
 COUNT = Range(1)  # at least one

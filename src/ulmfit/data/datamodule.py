@@ -29,7 +29,7 @@ class LMDataModule(lightning.LightningDataModule):
         rank, world = _place(self)
         return LMStream(
             self.train,
-            fitting_batch_size(self.train, config.batch_size, world),
+            fitting_batch_size(self.train, config.batch_size, world, config.bptt),
             config.bptt,
             config.random_bptt,
             self.direction,
@@ -93,10 +93,17 @@ class ClassifierDataModule(lightning.LightningDataModule):
         )
 
 
-def fitting_batch_size(cache: TokenCache, batch_size: int, world_size: int) -> int:
-    """Fewer rows for a small text, so that each stream has several windows' worth of context."""
-    shortest = 32
-    return max(1, min(batch_size, (len(cache.tokens) - 1) // (shortest * world_size)))
+def fitting_batch_size(cache: TokenCache, batch_size: int, world_size: int, bptt: int | None = None) -> int:
+    """Fewer rows for a small text.
+
+    Each row gets at least 32 tokens. With `bptt`, for training, an epoch also gets at least 32 steps as long as 8 rows
+    are left: few large steps adapt a model worse than many small ones.
+    """
+    tokens = len(cache.tokens) - 1
+    rows = min(batch_size, tokens // (32 * world_size))
+    if bptt is not None:
+        rows = min(rows, max(8, tokens // (32 * bptt * world_size)))
+    return max(1, rows)
 
 
 def _place(module: lightning.LightningDataModule) -> tuple[int, int]:

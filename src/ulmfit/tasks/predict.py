@@ -25,7 +25,7 @@ def run(config: PredictConfig) -> dict[str, Any]:
     Raises:
         DataError: no text given, or standard input that is not UTF-8.
     """
-    if config.input is None and sys.stdin.isatty():
+    if config.input is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("no text was given; pipe lines to this command or name a file with input=FILE")
     if config.output is not None and Path(config.output).is_dir():
         raise UsageError(f"output={config.output} is a folder, expected the name of a file for the predictions")

@@ -50,9 +50,11 @@ class UlmfitModule(lightning.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def log_training(self, loss: Tensor, size: int) -> None:
-        """Loss and the rate of each layer group, as often as the trainer logs."""
+        """Loss and the rate of each layer group that is not frozen, as often as the trainer logs."""
         self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, batch_size=size)
-        rates = {f"lr_{g['group']}": float(g["lr"]) for g in self.trainer.optimizers[0].param_groups}
+        groups = self.trainer.optimizers[0].param_groups
+        training = [g for g in groups if any(p.requires_grad for p in g["params"])]  # a frozen group has no rate
+        rates = {f"lr_{g['group']}": float(g["lr"]) for g in training}
         self.log_dict(rates, on_step=True, on_epoch=False, batch_size=size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -125,5 +125,6 @@ class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint whole or not at all: Lightning's own way copies it from the folder for temporary files."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        with whole_file(Path(path)) as partial:
-            torch.save(checkpoint, partial)
+        # Into a file of Python's, because torch's own writer does not tell a full disk from a bug.
+        with whole_file(Path(path)) as partial, open(partial, "wb") as file:
+            torch.save(checkpoint, file)
