@@ -1,7 +1,9 @@
-"""Trainings that take a moment: a tiny network on a few rows of the sample data."""
+"""Trainings that take a moment: a tiny network on a few rows of the sample data. And the built package."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from ulmfit.config import TrainConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 Settings = Callable[..., TrainConfig]
 
 TINY = {
@@ -47,41 +50,72 @@ def configured(config: TrainConfig, **values: Any) -> TrainConfig:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tokenizers and token caches that all tests share."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
-def settings(tmp_path: Path, cache: Path) -> Settings:
+def settings(tmp_path: Path, caches: Path) -> Settings:
     """Makes the configuration of a tiny training below `tmp_path`."""
 
     def make(stage: str = "classifier", **values: Any) -> TrainConfig:
-        fixed = {"stage__name": stage, "runs": str(tmp_path / "runs"), "cache": str(cache)}
+        fixed = {"stage__name": stage, "runs": str(tmp_path / "runs"), "cache": str(caches)}
         return configured(TrainConfig(), **{**TINY, **fixed, **values})
 
     return make
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty files for plots: drawing takes longer than such trainings."""
+    from ulmfit import plots
+
+    def save(figure: Any, path: Path) -> Path:
+        path.touch()
+        return path
+
+    monkeypatch.setattr(plots, "save", save)
+
+
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, caches: Path) -> Path:
     """The folder of a finished `stage=all`, for reading only: lm/bundle and classifier/bundle."""
     from ulmfit.tasks import train
 
     runs = tmp_path_factory.mktemp("trained")
-    values = {"stage__name": "all", "runs": str(runs), "cache": str(cache)}
+    values = {"stage__name": "all", "runs": str(runs), "cache": str(caches)}
     train.run(configured(TrainConfig(), **{**TINY, **values}))
     (folder,) = (runs / "helpdesk").iterdir()
     return folder
 
 
 @pytest.fixture(scope="session")
-def trained_backward(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def trained_backward(tmp_path_factory: pytest.TempPathFactory, caches: Path) -> Path:
     """As `trained`, reading backward."""
     from ulmfit.tasks import train
 
     runs = tmp_path_factory.mktemp("backward")
-    values = {"stage__name": "all", "runs": str(runs), "cache": str(cache), "stage__lm__direction": "backward"}
+    values = {"stage__name": "all", "runs": str(runs), "cache": str(caches), "stage__lm__direction": "backward"}
     train.run(configured(TrainConfig(), **{**TINY, **values}))
     (folder,) = (runs / "helpdesk").iterdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source distribution and the wheel built from it, so that both are shown to be complete."""
+    pytest.importorskip("build")
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(dist: Path) -> Path:
+    """The wheel of this source."""
+    (path,) = dist.glob("ulmfit-*-py3-none-any.whl")
+    return path

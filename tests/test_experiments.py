@@ -70,11 +70,11 @@ def write_data(config: DatasetConfig, folder: Path) -> None:
         (folder / name.replace("*", "0")).write_bytes(bz2.compress(data) if name.endswith(".bz2") else data)
 
 
-def settings(name: str, tmp_path: Path, cache: Path) -> TrainConfig:
+def settings(name: str, tmp_path: Path, caches: Path) -> TrainConfig:
     config = load_config("train", [f"experiment={name}", *SMALL])
     assert isinstance(config, TrainConfig)
     config.init = "scratch"
-    config.runs, config.cache = str(tmp_path / "runs"), str(cache)
+    config.runs, config.cache = str(tmp_path / "runs"), str(caches)
     if config.dataset.path is None:
         config.dataset.limit = 60
     else:
@@ -83,11 +83,12 @@ def settings(name: str, tmp_path: Path, cache: Path) -> TrainConfig:
     return config
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.filterwarnings("ignore:.*does not reach layer groups:UserWarning")
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_one_step_of_each_stage(name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_step_of_each_stage(name: str, tmp_path: Path, caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ULMFIT_DATA", str(tmp_path))
-    config = settings(name, tmp_path, cache)
+    config = settings(name, tmp_path, caches)
     metrics: dict[str, Any] = train.run(config)
     (folder,) = (tmp_path / "runs").glob("*/*")
     bundles = {path.parent: read_info(path.parent) for path in folder.rglob("bundle.json")}

@@ -8,6 +8,7 @@ that is what Lightning starts for the other ranks of distributed training.
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character ends nothing
     debug = "--debug" in words or "debug=true" in words
     set_up_logging(debug)
     try:

@@ -29,7 +29,7 @@ class TokenizerConfig:
     character_coverage: float = 0.9995
     sample_chars: int = 50_000_000  # characters of text the pieces are learnt from
     max_piece_length: int = 16
-    sampling_alpha: float = 0.0  # > 0: subword regularisation while training a classifier or language model
+    sampling_alpha: float = 0.0  # > 0: subword regularisation while training a classifier
     rules: RulesConfig = field(default_factory=RulesConfig)
 
 

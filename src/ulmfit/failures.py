@@ -86,5 +86,7 @@ def report(error: BaseException, command: Sequence[str], debug: bool, prefix: st
     if debug and not isinstance(error, SystemExit):
         traceback.print_exception(error, file=sys.stderr)
     if message:
+        # Names and labels come from files: none of them may speak to the terminal.
+        message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
         print(f"{prefix}: {message}", file=sys.stderr, flush=True)
     return code

@@ -24,8 +24,8 @@ LABELS = ["access", "hardware", "network", "order", "security", "software"]
 
 
 @pytest.fixture
-def config(trained: Path, cache: Path) -> EvaluateConfig:
-    config = EvaluateConfig([str(trained / "classifier" / "bundle")], cache=str(cache))
+def config(trained: Path, caches: Path) -> EvaluateConfig:
+    config = EvaluateConfig([str(trained / "classifier" / "bundle")], cache=str(caches))
     config.dataset.limit, config.trainer.enable_progress_bar = 60, False
     return config
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from ulmfit.bundle import read_info
+from ulmfit.hydra_config import load_config
+from ulmfit.tasks import train
 
 # Sends itself a signal in the middle of a step; the first argument is the stage, the step and the signal.
 SCRIPT = """
@@ -33,28 +35,26 @@ SCRIPT = """
 """
 
 COMMAND = [
-    "train",
     "experiment=smoke",
     "trainer.threads=1",
-    "trainer.checkpoint_minutes=0.000001",
-    "trainer.enable_progress_bar=false",
+    "trainer.checkpoint_minutes=0.000001",  # after each step
     "stage.lm.epochs=2",
     "stage.lm.max_steps=null",
     "stage.lm.batch_size=16",
+    "stage.lm.bptt=70",
     "stage.classifier.epochs=4",  # an unfreezing each
     "stage.classifier.max_steps=null",
     "stage.classifier.batch_size=16",
 ]
 
 
-def run(folder: Path, cache: Path, kill: str = "", *more: str) -> subprocess.CompletedProcess[str]:
+def start(folder: Path, caches: Path, kill: str = "") -> subprocess.CompletedProcess[str]:
     script = folder / "start.py"
     script.write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
-    start = [str(script), kill] if kill else ["-m", "ulmfit"]
     return subprocess.run(
-        [sys.executable, *start, *COMMAND, *more],
+        [sys.executable, *([str(script), kill] if kill else ["-m", "ulmfit"]), "train", *COMMAND],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ULMFIT_CACHE": str(cache)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ULMFIT_CACHE": str(caches)},
         capture_output=True,
         text=True,
         timeout=240,
@@ -62,42 +62,41 @@ def run(folder: Path, cache: Path, kill: str = "", *more: str) -> subprocess.Com
     )
 
 
-def checksums(folder: Path) -> dict[str, dict[str, str]]:
-    bundles = folder.glob("runs/helpdesk/*/*/bundle")
+def checksums(runs: Path) -> dict[str, dict[str, str]]:
+    """Of the weights of each stage."""
+    found = {path.parent.name: read_info(path).checksums for path in runs.glob("helpdesk/*/*/bundle")}
     return {
-        path.parent.name: {k: v for k, v in read_info(path).checksums.items() if "tensors" in k} for path in bundles
+        stage: {name: value for name, value in sums.items() if name.endswith(".safetensors")}
+        for stage, sums in found.items()
     }
 
 
 @pytest.mark.slow
 @pytest.mark.cli
-def test_killed_twice(tmp_path: Path, cache: Path) -> None:
-    """In the language model's second epoch, and in the classifier's second, in which one group more is trained."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir()
-    broken.mkdir()
-    done = run(whole, cache)
-    assert done.returncode == 0, done.stderr
-    for kill in ("lm 9 SIGKILL", "classifier 6 SIGKILL"):
-        assert run(broken, cache, kill).returncode == -signal.SIGKILL
-        assert len(list(broken.glob("runs/helpdesk/*/*/checkpoints/last.ckpt"))) == 1
-    done = run(broken, cache)
-    assert done.returncode == 0, done.stderr
-    assert checksums(broken) == checksums(whole)
-    assert checksums(whole).keys() == {"lm", "classifier"}
-    assert not list(broken.rglob("checkpoints"))
+@pytest.mark.usefixtures("no_pictures")
+def test_killed_and_interrupted(tmp_path: Path, caches: Path) -> None:
+    """In the language model's second epoch, then in the classifier's second, in which one group more is trained."""
+    killed = start(tmp_path, caches, "lm 20 SIGKILL")
+    assert killed.returncode == -signal.SIGKILL
+    (checkpoint,) = tmp_path.glob("runs/helpdesk/*/lm/checkpoints/last.ckpt")
 
-
-@pytest.mark.slow
-@pytest.mark.cli
-def test_interrupted_from_the_keyboard(tmp_path: Path, cache: Path) -> None:
-    stopped = run(tmp_path, cache, "classifier 5 SIGINT", "trainer.checkpoint_minutes=60")
+    stopped = start(tmp_path, caches, "classifier 5 SIGINT")
     assert stopped.returncode == 130
-    assert "stopping after this step" in stopped.stderr
+    assert "steps, resumed at step 20" in stopped.stderr
+    assert "stopping after this step (Ctrl-C again: at once)" in stopped.stderr
     assert "to resume, repeat: ulmfit train experiment=smoke" in stopped.stderr
     assert "Traceback" not in stopped.stderr
+    assert not checkpoint.exists()  # that half is done
     assert len(list(tmp_path.glob("runs/helpdesk/*/classifier/checkpoints/last.ckpt"))) == 1
-    again = run(tmp_path, cache, "", "trainer.checkpoint_minutes=60", "trainer.enable_progress_bar=true")
-    assert again.returncode == 0, again.stderr
-    assert "classifier: 4 epochs, 16 steps, resumed at step 6" in again.stderr
-    assert "lm_finetune:" not in again.stderr  # that half is done
+
+    resumed = start(tmp_path, caches)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "classifier: 4 epochs, 16 steps, resumed at step 6" in resumed.stderr
+    assert "lm_finetune:" not in resumed.stderr
+    assert not list(tmp_path.rglob("checkpoints"))
+
+    config = load_config("train", COMMAND)
+    config.runs, config.cache = str(tmp_path / "whole"), str(caches)
+    train.run(config)
+    assert checksums(tmp_path / "runs") == checksums(tmp_path / "whole")
+    assert checksums(tmp_path / "whole").keys() == {"lm", "classifier"}

@@ -23,6 +23,8 @@ from ulmfit.tasks.locations import Parent, choose_parent
 
 Settings = Callable[..., TrainConfig]
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 BUNDLE = ["README.md", "bundle.json", "encoder.safetensors", "head.safetensors", "tokenizer.json", "tokenizer.model"]
 STAGE = [*(f"bundle/{name}" for name in BUNDLE), "learning_rates.png", "log/attempt-0/metrics.csv", "loss.png"]
 
@@ -86,9 +88,9 @@ def test_figures(trained: Path) -> None:
     assert read_info(trained / "classifier" / "bundle").provenance["parent"] == str(trained / "lm" / "bundle")
 
 
-def test_the_figures_are_those_of_the_bundle(trained: Path, cache: Path) -> None:
+def test_the_figures_are_those_of_the_bundle(trained: Path, caches: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
-    config = EvaluateConfig([str(trained / "classifier" / "bundle")], cache=str(cache))
+    config = EvaluateConfig([str(trained / "classifier" / "bundle")], cache=str(caches))
     config.dataset.limit, config.trainer.enable_progress_bar = 60, False
     assert evaluate.run(config) == metrics["test"]
     config.split = "valid"
@@ -169,10 +171,10 @@ def test_a_changed_parent_is_another_run(settings: Settings, trained: Path, trai
     assert len({one.fingerprint, other.fingerprint, Parent(None, "").fingerprint}) == 3
 
 
-def test_backward_through_all_stages(trained: Path, trained_backward: Path, cache: Path) -> None:
+def test_backward_through_all_stages(trained: Path, trained_backward: Path, caches: Path) -> None:
     bundles = [folder / stage / "bundle" for folder in (trained, trained_backward) for stage in ("lm", "classifier")]
     assert [read_info(path).direction for path in bundles] == ["forward"] * 2 + ["backward"] * 2
-    config = EvaluateConfig([str(bundles[1]), str(bundles[3])], cache=str(cache))
+    config = EvaluateConfig([str(bundles[1]), str(bundles[3])], cache=str(caches))
     config.dataset.limit = 60
     both = evaluate.run(config)
     alone = []

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning
 import numpy as np
@@ -182,6 +182,7 @@ RARELY = replace(TRAINER, checkpoint_minutes=60)
         (signal.SIGINT, 3, 4),
         (signal.SIGINT, 6, 8),  # the 7th step is the last of its epoch: validation first, and a step of the next
         (signal.SIGTERM, 3, 4),
+        (signal.SIGTERM, 6, 8),
     ],
 )
 def test_asked_to_stop(
@@ -194,7 +195,9 @@ def test_asked_to_stop(
     with pytest.raises(expected):
         fit_lm(LM, tmp_path / "run", [Interrupt(step, number)], RARELY)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
-    assert ("Ctrl-C again" in capsys.readouterr().err) == (number == signal.SIGINT)
+    said = capsys.readouterr().err
+    assert "stopping after this step" in said
+    assert ("Ctrl-C again" in said) == (number == signal.SIGINT)
     saved = torch.load(recovery_path(tmp_path / "run"), weights_only=True)
     assert saved["global_step"] == saved_at
     fit_lm(LM, tmp_path / "run", [], RARELY).assert_equal(whole, "resumed")
@@ -220,8 +223,8 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch
     path = tmp_path / "new" / "last.ckpt"
     WholeFiles().save_checkpoint({"step": torch.tensor(1)}, path)
 
-    def disk_full(checkpoint: Any, file: Path) -> None:
-        file.write_bytes(b"half")
+    def disk_full(checkpoint: Any, file: IO[bytes]) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", disk_full)

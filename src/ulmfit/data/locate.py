@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,8 @@ def _given(base: Path, name: str, config: DatasetConfig, split: str) -> tuple[So
     path = base / Path(name).expanduser()
     if path.exists() or not glob.has_magic(name):
         return _path(require_path(path), config, split)
-    matches = sorted(glob.glob(str(path), recursive=True), key=natural_order)
+    pattern = os.path.join(glob.escape(str(base)), Path(name).expanduser())
+    matches = sorted(glob.glob(pattern, recursive=True), key=natural_order)
     if not matches:
         names = ", ".join(item.name for item in visible(base)[:8]) if base.is_dir() else "nothing"
         raise DataError(f"dataset.{split}={name} matches no file in {base}, which holds {names}")

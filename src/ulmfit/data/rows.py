@@ -86,7 +86,9 @@ def check_columns(wanted: Iterable[str], found: Sequence[str], where: str) -> No
     """Raises DataError naming the column that is not there, those that are, and the nearest; or one that is twice."""
     for name in wanted:
         if name not in found:
-            key = "it has no columns" if not found else f"it has {', '.join(map(repr, found))}"
+            # Without a header the first row stands here, whatever its length.
+            names = ", ".join(repr(column if len(column) <= 60 else f"{column[:60]}...") for column in found[:20])
+            key = f"it has {names}{', ...' if len(found) > 20 else ''}" if found else "it has no columns"
             hint = did_you_mean(name, found) or "; say which to use: dataset.text and dataset.label, in predict text"
             raise DataError(f"{where} has no column '{name}': {key}{hint}")
         if found.count(name) > 1:

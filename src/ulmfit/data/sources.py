@@ -56,7 +56,7 @@ def load_splits(config: DatasetConfig) -> Splits:
     if train is not None and train.labels is not None:
         if len(set(train.labels)) < 2:
             raise DataError(
-                f"{train.name} has only the class '{train.labels[0]}', but a classifier needs two or more"
+                f"{train.name} has only the class '{train.labels[0]:.60}', but a classifier needs two or more"
                 f"; check {'dataset.label' if config.limit is None else 'dataset.label and dataset.limit'}"
             )
         if config.train_size is not None:

@@ -44,7 +44,7 @@ class Table:
         for row, label in enumerate(self.labels, 1):
             if label not in ids:
                 raise DataError(
-                    f"{self.name}, row {row}, has the label '{label}', which is none of the {len(classes)} classes"
+                    f"{self.name}, row {row}, has the label '{label:.60}', which is none of the {len(classes)} classes"
                     f" ({', '.join(classes[:20])}){did_you_mean(label, classes)}"
                 )
         return [ids[label] for label in self.labels]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -47,6 +48,7 @@ def run(config: PredictConfig) -> dict[str, Any]:
 
 
 def _write(predictor: Any, texts: Iterator[str], out: TextIO, batch_size: int) -> int:
+    only_ascii = not re.fullmatch("utf-?8", getattr(out, "encoding", None) or "utf-8", flags=re.IGNORECASE)
     count = 0
     while chunk := list(islice(texts, _CHUNK)):
         for text, prediction in zip(chunk, _predictions(predictor, chunk, batch_size), strict=True):
@@ -56,7 +58,7 @@ def _write(predictor: Any, texts: Iterator[str], out: TextIO, batch_size: int) -
                 "probability": round(prediction.probability, 6),
                 "probabilities": {name: round(value, 6) for name, value in prediction.probabilities.items()},
             }
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+            out.write(json.dumps(line, ensure_ascii=only_ascii) + "\n")
         out.flush()
         count += len(chunk)
     if count == 0:

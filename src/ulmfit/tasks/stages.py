@@ -96,6 +96,13 @@ def labelled_splits(config: TrainConfig) -> tuple[Splits, list[str]]:
     for table in (splits.valid, splits.test):
         if table is not None and table.labels is not None:
             table.label_ids(classes)
+    if splits.train is not None and len(classes) > max(20, len(splits.train) // 2):
+        log.warning(
+            "%d documents have %d different labels: is '%s' the right column (dataset.label)?",
+            len(splits.train),
+            len(classes),
+            config.dataset.label,
+        )
     return splits, classes
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from ulmfit.whole_file import whole_file
@@ -36,40 +37,52 @@ class Recovery(Callback):
         self.path = path
         self.seconds = 60 * minutes
         self._saved = 0.0
-        self._asked_to_stop = False
+        self._asked = 0  # the signal that asked to stop
+        self._speaks = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = time.monotonic()
-        self._asked_to_stop = False
-        on_main_thread = threading.current_thread() is threading.main_thread()
-        if on_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._ask)  # Lightning puts the old one back at the end
+        self._asked = 0
+        self._speaks = trainer.is_global_zero
+        if threading.current_thread() is not threading.main_thread():
+            return
+        # Lightning puts the old handlers back at the end. Its own for SIGTERM would stop where nothing can be saved.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._ask)
+        signal.signal(signal.SIGTERM, self._ask)
 
     def _ask(self, number: int, frame: Any) -> None:
-        self._asked_to_stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr, flush=True)
+        self._asked = number
+        interrupted = number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if interrupted else signal.SIG_DFL)
+        if self._speaks:
+            again = " (Ctrl-C again: at once)" if interrupted else ""
+            print(f"\nstopping after this step{again}", file=sys.stderr, flush=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not between_steps(trainer, batch_idx):
             return
-        stop = self._asked_to_stop
-        due = stop or trainer.received_sigterm or time.monotonic() - self._saved >= self.seconds
+        asked = self._asked
+        due = asked != 0 or time.monotonic() - self._saved >= self.seconds
         if trainer.world_size > 1:  # rank 0 decides
-            due, stop = trainer.strategy.broadcast((due, stop))
+            due, asked = trainer.strategy.broadcast((due, asked))
         if due:
             trainer.save_checkpoint(self.path)
             for logger in trainer.loggers:
                 logger.save()  # else the log would have a gap before the point where training goes on
             self._saved = time.monotonic()
-        if stop:
-            raise KeyboardInterrupt
+        _stop(asked)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._asked_to_stop and trainer.num_training_batches <= trainer.accumulate_grad_batches:
-            raise KeyboardInterrupt  # there is no place to save
+        if trainer.num_training_batches <= trainer.accumulate_grad_batches:
+            _stop(self._asked)  # there is no place to save
+
+
+def _stop(asked: int) -> None:
+    if asked:
+        raise KeyboardInterrupt if asked == signal.SIGINT else SIGTERMException
 
 
 def between_steps(trainer: Trainer, batch_idx: int) -> bool:

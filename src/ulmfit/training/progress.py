@@ -32,7 +32,8 @@ class Progress(Callback):
         if trainer.is_global_zero:
             total = int(trainer.estimated_stepping_batches)
             resumed = f", resumed at step {trainer.global_step}" if trainer.global_step else ""
-            print(f"{self.title}: {trainer.max_epochs} epochs, {total} steps{resumed}", file=sys.stderr)
+            epochs = f"{trainer.max_epochs} epoch{'' if trainer.max_epochs == 1 else 's'}"
+            print(f"{self.title}: {epochs}, {total} steps{resumed}", file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_began = time.monotonic()

@@ -258,7 +258,7 @@ class NonFiniteGuard(lightning.Callback):
         if not torch.isfinite(loss):
             rate = max(g["lr"] for g in trainer.optimizers[0].param_groups)
             raise UlmfitError(
-                f"the training loss became {float(loss)} at step {trainer.global_step}, learning rate {rate:.2g}; "
+                f"the training loss became {loss.item()} at step {trainer.global_step}, learning rate {rate:.2g}; "
                 "lower the learning rate or set gradient clipping (optim.clip=0.3)"
             )
 
