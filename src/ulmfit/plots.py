@@ -64,7 +64,8 @@ def plot_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> F
     """Counts by true (rows) and predicted (columns) class; colours are shares of the row."""
     size = min(16.0, max(4.5, 0.55 * len(classes) + 2.5))
     figure, axes = _figure((size + 0.8, size))
-    shares = [[n / max(1, sum(row)) for n in row] for row in matrix]
+    totals = [max(1, sum(row)) for row in matrix]
+    shares = [[n / total for n in row] for row, total in zip(matrix, totals, strict=True)]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
     ticks = range(len(classes))

@@ -9,13 +9,12 @@ import gzip
 import hashlib
 import io
 import json
-import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,8 @@ CLASSIFIER = ["train", "stage=classifier", *TINY]
 LM = ["train", "stage=lm_finetune", *TINY]
 ALL = ["train", "stage=all", *TINY]
 OWN = "dataset.path=d.csv"
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 Content = str | bytes
 
@@ -103,10 +104,8 @@ class CommandLine:
 @pytest.fixture
 def cli(
     tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[CommandLine]:
-    """A command line in an empty folder. What `main` sets for a whole process is put back."""
-    log = logging.getLogger("ulmfit")
-    state = (list(log.handlers), log.propagate, log.level, warnings.showwarning)
+) -> CommandLine:
+    """A command line in an empty folder."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -114,9 +113,7 @@ def cli(
     for name in ("LOCAL_RANK", "ULMFIT_DATA", "ULMFIT_CACHE"):
         monkeypatch.delenv(name, raising=False)
     capsys.readouterr()
-    yield CommandLine(folder, capsys, trained)
-    log.handlers[:], log.propagate, warnings.showwarning = state[0], state[1], state[3]
-    log.setLevel(state[2])
+    return CommandLine(folder, capsys, trained)
 
 
 def standard_input(monkeypatch: pytest.MonkeyPatch, content: bytes, terminal: bool = False) -> None:
@@ -510,6 +507,123 @@ def test_blank_lines_are_texts(cli: CommandLine, monkeypatch: pytest.MonkeyPatch
     cli.copy_bundles()
     assert cli("predict", "bundle=cls") == 0, cli.err
     assert [json.loads(line)["text"] for line in cli.out.splitlines()] == ["", " ", "Ä\0", "no end"]
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("utf-8", "schön 猫"), ("ascii", "sch\\u00f6n \\u732b")])
+def test_terminal_that_cannot_show_a_character(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
+    standard_input(monkeypatch, "schön 猫\n".encode())
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding=encoding))
+    cli.copy_bundles()
+    assert main(["predict", "bundle=cls"]) == 0
+    assert main(["generate", "bundle=lm", "tokens=1", "prompt=schön 猫"]) == 0
+    sys.stdout.flush()
+    first, second = screen.getvalue().decode(encoding).splitlines()[:2]
+    assert f'"text": "{shown}"' in first
+    assert json.loads(first)["text"] == "schön 猫"
+    assert second.startswith("schön 猫" if encoding == "utf-8" else "sch\\xf6n \\u732b")
+
+
+def test_files_do_not_speak_to_the_terminal(cli: CommandLine) -> None:
+    cli.write({"d.csv": HEAD + "a,\x1b[31mred\nb,\x1b[31mred\n"})
+    cli(*CLASSIFIER, OWN)
+    cli.refused(2, r"'\x1b[31mred'")
+
+
+def test_long_first_row_without_a_header(cli: CommandLine) -> None:
+    cli.write({"d.csv": "so much to say " * 1000 + ",a\nb,b\n"})
+    cli(*CLASSIFIER, OWN)
+    cli.refused(2, "no column 'text'", "so much to say", "...")
+    assert len(cli.err) < 300
+
+
+def test_a_column_that_tells_rows_apart_is_no_label(cli: CommandLine) -> None:
+    cli.write({"d.csv": HEAD + "".join(f"hello {i},id{i}\n" for i in range(60))})
+    assert cli(*CLASSIFIER, OWN, "dataset.test=") == 0, cli.err
+    assert "60 documents have 60 different labels: is 'label' the right column" in cli.err
+
+
+# ------------------------------------------------------------------------------- what earlier runs have left
+
+FINISHED = [*LM, OWN]
+
+
+@pytest.fixture
+def run(cli: CommandLine) -> Path:
+    """The folder of a finished run of `FINISHED`."""
+    cli.write({"d.csv": CSV})
+    assert cli(*FINISHED) == 0, cli.err
+    (folder,) = (cli.folder / "runs" / "d").iterdir()
+    return folder
+
+
+def unfinished(run: Path, checkpoint: bytes) -> None:
+    """As if the run had been interrupted and its checkpoint damaged since."""
+    (run / "metrics.json").unlink()
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").write_bytes(checkpoint)
+
+
+def zip_without_weights() -> bytes:
+    import torch
+
+    content = io.BytesIO()
+    torch.save({"a": 1}, content)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("content", [lambda: b"", lambda: b"garbage", zip_without_weights])
+def test_damaged_checkpoint(cli: CommandLine, run: Path, content: Callable[[], bytes]) -> None:
+    unfinished(run, content())
+    cli(*FINISHED)
+    cli.refused(2, "checkpoints/last.ckpt", "delete it to train from the start", nothing_left=False)
+    (run / "checkpoints" / "last.ckpt").unlink()
+    assert cli(*FINISHED) == 0, cli.err
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "meta.json", "tokenizer.model"])
+def test_damaged_cache(cli: CommandLine, run: Path, name: str) -> None:
+    shutil.rmtree(run)
+    for path in cli.folder.glob(f".cache/*/*/{name}"):
+        path.write_bytes(b"x")
+    cli(*FINISHED)
+    cli.refused(2, "is damaged", "delete the folder and run again")
+    for _ in range(2):  # the caches of training and validation text
+        for folder in re.findall(r"\.cache/[\w/-]+", cli.err):
+            shutil.rmtree(folder)
+        cli(*FINISHED)
+    assert cli.code == 0, cli.err
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_damaged_figures(cli: CommandLine, run: Path, content: str) -> None:
+    (run / "metrics.json").write_text(content, encoding="utf-8")
+    for words in (FINISHED, ["report"]):
+        cli(*words)
+        cli.refused(2, "metrics.json cannot be read")
+
+
+def test_a_run_without_its_bundle_is_not_finished(cli: CommandLine, run: Path) -> None:
+    assert cli(*FINISHED) == 0
+    assert "is finished already" in cli.err
+    shutil.rmtree(run / "bundle")
+    assert cli(*FINISHED) == 0
+    assert "is finished already" not in cli.err
+    assert (run / "bundle" / "bundle.json").is_file()
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_corrected_file_is_looked_at_again(cli: CommandLine, split: str) -> None:
+    """A finished run is not repeated, but its figures would be those of the old file."""
+    cli.write({"f/train.csv": CSV, f"f/{split}.csv": HEAD + "the mail is broken,account\n"})
+    assert cli(*CLASSIFIER, "dataset.path=f") == 0, cli.err
+    cli.write({f"f/{split}.csv": HEAD + "the mail is broken,hardware\n"})
+    assert cli(*CLASSIFIER, "dataset.path=f") == 0, cli.err
+    assert "is finished already" not in cli.err
+    assert cli(*CLASSIFIER, "dataset.path=f") == 0, cli.err
+    assert "is finished already" in cli.err
 
 
 # ------------------------------------------------------------------------------------------------ full disk

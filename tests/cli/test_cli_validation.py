@@ -56,7 +56,7 @@ def test_message_names_the_whole_key() -> None:
 
 def test_allowed_edges() -> None:
     validate(c.DropoutConfig(hidden=0.0, multiplier=0.0))
-    validate(c.FitConfig(epochs=0))
+    validate(c.FitConfig(epochs=1))
     validate(c.OptimConfig(lr=1, clip=None))
     validate(c.TrainerConfig(devices=[0, 2]))
     validate(c.TrainerConfig(max_time="01:00:00:00"))

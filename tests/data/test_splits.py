@@ -111,3 +111,16 @@ def test_validation_rows_do_not_depend_on_train_size_or_its_seed() -> None:
 def test_fractions_must_leave_training_rows() -> None:
     with pytest.raises(UsageError, match="sum must be below 1"):
         load_splits(DatasetConfig(valid_fraction=0.5, test_fraction=0.5))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_empty_texts_are_spread_like_others(seed: int) -> None:
+    """They are one text for no split: with equal places all would go to validation, or all into a low-shot sample."""
+    texts = [f"text {i}" if i % 2 else "" for i in range(400)]
+    labels = ["a" if i % 4 < 2 else "b" for i in range(400)]
+    for half in (stratified_parts(texts, labels, seed, 0.25, 0.0), stratified_parts(texts, None, seed, 0.25, 0.0)):
+        valid = [i for i, part in enumerate(half) if part == "valid"]
+        assert len(valid) == 100
+        assert 30 < sum(not texts[i] for i in valid) < 70
+    assert 30 < sum(not texts[i] for i in low_shot(texts, labels, 100, seed)) < 70
+    assert 30 < sum(not texts[i] for i in limited(texts, labels, 100, seed)) < 70

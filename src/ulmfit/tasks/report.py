@@ -12,11 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ulmfit.config import ReportConfig, TrainConfig
 from ulmfit.errors import DataError, UsageError, did_you_mean
-from ulmfit.tasks.run_folder import TRAINER_WITH_EFFECT, WITHOUT_EFFECT
+from ulmfit.tasks.run_folder import TRAINER_WITH_EFFECT, WITHOUT_EFFECT, read_record
 from ulmfit.whole_file import whole_file
 
 FIGURES = {"perplexity": 2, "valid_error_%": 2, "test_error_%": 2, "test_macro_f1": 4}  # decimals
@@ -43,7 +41,7 @@ def run(config: ReportConfig) -> dict[str, Any]:
     )
     if not runs:
         raise DataError(f"there is no finished run in {config.runs}, expected folders written by 'ulmfit train'")
-    settings = {run: _concerning(run, _flat(_read(run / "config.yaml"))) for run in runs}
+    settings = {run: _concerning(run, _flat(read_record(run / "config.yaml"))) for run in runs}
     differing = _differing(list(settings.values()))
     rows = [_row(run, Path(config.runs), settings[run], differing) for run in runs]
     rows += _summaries(rows, differing)
@@ -59,7 +57,7 @@ def run(config: ReportConfig) -> dict[str, Any]:
 
 
 def _row(run: Path, root: Path, settings: dict[str, Any], differing: list[str]) -> Row:
-    metrics = _read(run / "metrics.json")
+    metrics = read_record(run / "metrics.json")
     row: Row = {"run": str(run.relative_to(root)), "seed": settings.get("seed")}
     row |= {name: settings.get(name) for name in differing}
     found = {"perplexity": metrics.get("lm", metrics).get("valid_perplexity")}
@@ -117,7 +115,7 @@ def _had_parent(run: Path) -> bool:
     """Whether the run's first stage started from a bundle, which then decided network and tokenizer."""
     for path in (run / "bundle" / "bundle.json", run / "lm" / "bundle" / "bundle.json"):
         if path.is_file():
-            return bool(_read(path).get("provenance", {}).get("parent", "scratch") != "scratch")
+            return bool(read_record(path).get("provenance", {}).get("parent", "scratch") != "scratch")
     return False
 
 
@@ -130,17 +128,6 @@ def _differing(settings: list[dict[str, Any]]) -> list[str]:
     several_sets = len(values["dataset.name"]) > 1
     hidden = {f"dataset.{name}" for name in _PLACES} if several_sets else set()
     return [name for name, found in values.items() if len(found) > 1 and name != "seed" and name not in hidden]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        content = None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} cannot be read, expected what 'ulmfit train' wrote; delete the run or train it again")
-    return content
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

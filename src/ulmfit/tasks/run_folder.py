@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from ulmfit.config import TrainConfig
+from ulmfit.errors import DataError
 from ulmfit.whole_file import whole_file
 
 # What may change between the first attempt and the one that resumes it, because the result stays the same.
@@ -73,3 +74,19 @@ def kept_if_used(folder: Path) -> Iterator[None]:
                 except OSError:  # somebody else has put something there
                     break
         raise
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a run wrote about itself, as YAML or JSON.
+
+    Raises:
+        DataError: it cannot be read, or is something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} cannot be read, expected what 'ulmfit train' wrote; delete the run or train it again")
+    return content

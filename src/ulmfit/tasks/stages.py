@@ -21,6 +21,7 @@ from ulmfit.data.cache import NoDocuments, TokenCache, build_token_cache
 from ulmfit.data.locate import has_split
 from ulmfit.data.sources import content_key, iter_texts, load_splits, total_chars
 from ulmfit.data.tables import Splits
+from ulmfit.errors import BundleError, DataError
 from ulmfit.inference import Predictor
 from ulmfit.nn.build import language_model_from, new_text_classifier
 from ulmfit.nn.models import LanguageModel, TextClassifier
@@ -227,7 +228,10 @@ def tokenizer_for(config: TrainConfig, parent: Bundle | None, lm: LMConfig) -> T
     wanted = json.dumps([asdict(config.tokenizer), content_key(config.dataset, "lm")], sort_keys=True)
     folder = cache_folder(config.cache) / "tokenizers" / hashlib.sha256(wanted.encode()).hexdigest()[:16]
     if (folder / "tokenizer.json").is_file():
-        return Tokenizer.load(folder)
+        try:
+            return Tokenizer.load(folder)
+        except BundleError as error:
+            raise DataError(f"the cached tokenizer {folder} is damaged; delete the folder and run again") from error
     log.info("learning a %s vocabulary of %d pieces", config.tokenizer.kind, config.tokenizer.vocab_size)
     tokenizer = Tokenizer.train(iter_texts(config.dataset, "lm"), config.tokenizer)
     tokenizer.save(folder)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
+from ulmfit.bundle import is_bundle
 from ulmfit.config import TrainConfig
+from ulmfit.data.locate import locate
 from ulmfit.data.sources import content_key
 from ulmfit.tasks.locations import Parent, choose_parent
-from ulmfit.tasks.run_folder import kept_if_used, run_folder, write_config
+from ulmfit.tasks.run_folder import kept_if_used, read_record, run_folder, write_config
 
 log = logging.getLogger("ulmfit")
 
@@ -22,12 +23,11 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """
     stage = config.stage.name
     parent = choose_parent(config.init, stage, Path(config.runs), config.dataset.name, config.stage.lm.direction)
-    data = content_key(config.dataset, "train" if stage == "classifier" else "lm")
-    folder = run_folder(config, parent.fingerprint, data)
-    finished = folder / "metrics.json"
-    if finished.is_file():
+    folder = run_folder(config, parent.fingerprint, *_content(config))
+    bundles = ("lm/bundle", "classifier/bundle") if stage == "all" else ("bundle",)
+    if _done(folder, *bundles):
         log.info("%s is finished already; delete it or change a setting (seed=1) to train again", folder)
-        metrics: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+        metrics = read_record(folder / "metrics.json")
         _show(metrics, stage, folder)
         return metrics
     with kept_if_used(folder):
@@ -37,6 +37,19 @@ def run(config: TrainConfig) -> dict[str, Any]:
         return {}
     _show(outcome, stage, folder)
     return outcome
+
+
+def _content(config: TrainConfig) -> list[str]:
+    """Fingerprints of the texts that decide a run's result: those to train on, and files to judge it on."""
+    main = "train" if config.stage.name == "classifier" else "lm"
+    judged = ("valid", "test") if config.stage.name in ("classifier", "all") else ("valid",)
+    found = locate(config.dataset)
+    return [content_key(config.dataset, split) for split in (main, *judged) if split == main or found.of(split)]
+
+
+def _done(folder: Path, *bundles: str) -> bool:
+    """Whether a run's figures and bundles are all there."""
+    return (folder / "metrics.json").is_file() and all(is_bundle(folder / bundle) for bundle in bundles)
 
 
 def _train(config: TrainConfig, stage: str, parent: Parent, folder: Path) -> dict[str, Any] | None:
@@ -53,9 +66,8 @@ def _train(config: TrainConfig, stage: str, parent: Parent, folder: Path) -> dic
     if stage == "classifier":
         classifier = train_classifier(config, parent, folder)
         return classifier.metrics if classifier.main else None
-    done = folder / "lm" / "metrics.json"
-    if done.is_file():  # an interrupted run that had finished this half
-        lm_metrics = json.loads(done.read_text(encoding="utf-8"))
+    if _done(folder / "lm", "bundle"):  # an interrupted run that had finished this half
+        lm_metrics = read_record(folder / "lm" / "metrics.json")
     else:
         labelled_splits(config)  # a wrong label must not come up after hours of the language model
         first = train_language_model(config, "lm_finetune", parent, folder / "lm")

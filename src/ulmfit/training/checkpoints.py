@@ -15,6 +15,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from ulmfit.errors import DataError
 from ulmfit.whole_file import whole_file
 
 CHECKPOINTS = "checkpoints"
@@ -135,7 +136,18 @@ class Validated(Callback):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all: Lightning's own way copies it from the folder for temporary files."""
+    """Writes a checkpoint whole or not at all: Lightning's own way copies it from the folder for temporary files.
+
+    A checkpoint that is not one any more is a DataError.
+    """
+
+    def load_checkpoint(self, path: Any, *options: Any, **more: Any) -> dict[str, Any]:
+        try:
+            checkpoint = super().load_checkpoint(path, *options, **more)
+            _ = checkpoint["state_dict"], checkpoint["pytorch-lightning_version"]
+        except Exception as error:  # pickle, zip and torch have errors of their own
+            raise DataError(f"{path} is no checkpoint to go on from; delete it to train from the start") from error
+        return checkpoint
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         # Into a file of Python's, because torch's own writer does not tell a full disk from a bug.
