@@ -249,6 +249,7 @@ def test_fine_tune_with_a_rate_keeps_the_ratios(data: ulmfit.TextData, lm: Langu
 
 def test_fits_go_on_and_history_grows(data: ulmfit.TextData, lm: LanguageModelLearner) -> None:
     learner = new_classifier(data, lm)
+    learner.unfreeze()
     learner.fit(1, 0.01)
     after_first, steps = weights(learner), [step for step, _ in learner.history["train_loss_step"]]
     learner.fit(1, 0.01)

@@ -25,8 +25,13 @@ def test_replaces_at_the_end(tmp_path: Path) -> None:
 def test_failure_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "file.txt"
     path.write_text("as it was", encoding="utf-8")
-    with pytest.raises(error), whole_file(path) as partial:
-        partial.write_text("half", encoding="utf-8")
-        raise error
+
+    def fail() -> None:
+        with whole_file(path) as partial:
+            partial.write_text("half", encoding="utf-8")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_text(encoding="utf-8") == "as it was"
     assert list(tmp_path.iterdir()) == [path]
