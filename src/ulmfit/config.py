@@ -278,5 +278,5 @@ class InspectConfig:
 class ReportConfig:
     runs: str = "runs"
     output: str | None = None  # .csv or .md; None: a table on standard output
-    sort: str = ""
+    sort: str = ""  # a column of the table, such as test_error_%
     debug: bool = False

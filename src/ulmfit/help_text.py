@@ -52,7 +52,7 @@ EXAMPLES = {
     ),
     "report": (
         ("report", "every run under runs/"),
-        ("report runs=runs/imdb sort=accuracy", "one data set, best first"),
+        ("report runs=runs/imdb sort=test_error_%", "one data set, best first"),
         ("report output=table.md", "as a file"),
     ),
 }
