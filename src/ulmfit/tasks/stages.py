@@ -36,7 +36,7 @@ log = logging.getLogger("ulmfit")
 
 @dataclass
 class StageResult:
-    """The bundle written and its figures; `main` is false in the helper processes of distributed training."""
+    """The bundle written and its figures; `main` is false in all but one process of distributed training."""
 
     bundle: Path
     metrics: dict[str, Any]

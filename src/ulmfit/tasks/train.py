@@ -53,7 +53,7 @@ def _done(folder: Path, *bundles: str) -> bool:
 
 
 def _train(config: TrainConfig, stage: str, parent: Parent, folder: Path) -> dict[str, Any] | None:
-    """The figures; None in the helper processes of distributed training."""
+    """The figures; None in all but one process of distributed training."""
     # Not at the top: torch and Lightning load only when there is something to train.
     from ulmfit.tasks.scoring import write_json
     from ulmfit.tasks.stages import labelled_splits, train_classifier, train_language_model

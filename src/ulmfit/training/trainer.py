@@ -21,7 +21,6 @@ from ulmfit.config import FitConfig, LoggerConfig, TrainerConfig
 from ulmfit.errors import UlmfitError, UsageError
 from ulmfit.training.base import UlmfitModule
 from ulmfit.training.callbacks import method_callbacks
-from ulmfit.training.checkpoints import CHECKPOINTS as CHECKPOINTS
 from ulmfit.training.checkpoints import Recovery, Validated, WholeFiles, recovery_path
 from ulmfit.training.progress import Progress
 
@@ -38,8 +37,7 @@ _NOISE = (
     ".*is not a valid.*sampler.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*mid-epoch.*",
-    ".*Total length of `list` across ranks is zero.*",  # no validation
-    ".*Total length of .* across ranks is zero.*",
+    ".*Total length of .* across ranks is zero.*",  # no validation
     ".*It is recommended to use `self.log.*sync_dist=True.*",  # the loss shown is that of rank 0
 )
 
