@@ -144,9 +144,9 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1, sampling: bool = False) -> list[list[int]]:
-        """Ids of many texts. `sampling` draws among segmentations (Kudo 2018) with `config.sampling_alpha`."""
+        """Ids of many texts. `sampling` (`config.sampling_alpha`) draws segmentations (Kudo 2018), on one thread."""
         ids: list[list[int]] = self._processor.encode(
-            [self.rules.apply(text) for text in texts], num_threads=threads, **self._drawn(sampling)
+            [self.rules.apply(text) for text in texts], **self._how(threads, sampling)
         )
         return ids
 
@@ -156,19 +156,20 @@ class Tokenizer:
             [self.rules.apply(text) for text in texts],
             return_type="numpy",
             add_bos=True,
-            num_threads=threads,
-            **self._drawn(sampling),
+            **self._how(threads, sampling),
         )
         return ids
 
-    def _drawn(self, sampling: bool) -> dict[str, Any]:
+    def _how(self, threads: int, sampling: bool) -> dict[str, Any]:
         if sampling and self.config.sampling_alpha > 0:
-            return {"enable_sampling": True, "alpha": self.config.sampling_alpha, "nbest_size": -1}
-        return {}
+            # Each thread of SentencePiece draws from its own stream, and which thread gets which text is a race:
+            # only one thread repeats itself.
+            return {"num_threads": 1, "enable_sampling": True, "alpha": self.config.sampling_alpha, "nbest_size": -1}
+        return {"num_threads": threads}
 
     @staticmethod
     def seed_sampling(seed: int) -> None:
-        """Start SentencePiece's random numbers, which are one global stream, at `seed`."""
+        """Start SentencePiece's random numbers at `seed`; the next batch drawn repeats itself."""
         import sentencepiece
 
         sentencepiece.set_random_generator_seed(seed % (1 << 32))
