@@ -1,0 +1,200 @@
+"""`make bench`: this package and fastai side by side on the same data, shape and machine, and the machine's own limit.
+
+Every case prepares and warms up one process a side, then lets them measure in turns. Results so far are written after
+each case, so an interrupted or partly failing run leaves what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import limits
+import material
+import report
+import scale
+from cases import CASES, NAMES, Case
+from processes import Failed, Worker
+
+
+def main(words: list[str]) -> int:
+    options = _options(words)
+    known = [*NAMES, *scale.NAMES]
+    groups = {"": NAMES, "scale": scale.NAMES}
+    chosen = groups.get(options.cases) or options.cases.split(",")
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        print(f"bench: no case is called {', '.join(unknown)}; expected scale or {', '.join(known)}", file=sys.stderr)
+        return 2
+    # A selection must not replace the figures of a full run.
+    place = "docs" if options.cases in groups else "runs"
+    out = Path(options.out or material.ROOT / place / "benchmarks")
+    with tempfile.TemporaryDirectory(prefix="ulmfit-bench-") as name:
+        folder = Path(name)
+        try:
+            material.prepare(folder, options.tiny)
+        except material.NoData as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 2
+        failures = 0
+        if any(case.name in chosen for case in CASES):
+            failures += compare([case for case in CASES if case.name in chosen], folder, out, options)
+        if any(name in chosen for name in scale.NAMES):
+            failures += scale.run([name for name in scale.NAMES if name in chosen], folder, out, options)
+    print(f"written to {out}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _options(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench", description=__doc__, epilog=f"cases: {', '.join(NAMES)}; scale: {', '.join(scale.NAMES)}"
+    )
+    parser.add_argument("--cases", default="", help="names, with commas between, or scale; default: all against fastai")
+    parser.add_argument("--repeats", type=int, help="runs of each side; default: 5, and 1 or 2 where one takes minutes")
+    parser.add_argument("--threads", type=int, default=2, help="of either side (2)")
+    parser.add_argument(
+        "--out", help="folder of the report; default: docs/benchmarks, for some of the cases runs/benchmarks"
+    )
+    parser.add_argument("--tiny", action="store_true", help="a trial of seconds on the sample data")
+    return parser.parse_args(words)
+
+
+def compare(chosen: list[Case], folder: Path, out: Path, options: argparse.Namespace) -> int:
+    """Run cases and write cpu.json and cpu.md; returns how many failed, wholly or in part."""
+    started = time.monotonic()
+    content: dict[str, Any] = {
+        "command": report.command(),
+        "date": datetime.date.today().isoformat(),
+        "seconds": 0.0,
+        "tiny": options.tiny,
+        "repeats": options.repeats or 5,
+        "machine": limits.machine(options.threads),
+        "limits": {},
+        "rows": [],
+        "failures": [],
+    }
+    measured: list[Measured] = []
+    _limits(content, folder, options)
+    for case in chosen:
+        _say(case.title)
+        found = Measured(case, _settings(case, options))
+        measured.append(found)
+        before = time.monotonic()
+        found.measure(folder, options.repeats or case.repeats or 5)
+        _write(content, measured, started, out)
+        for row in (row for row in content["rows"] if row["case"] == case.name):
+            _tell(row)
+        for failure in (failure for failure in content["failures"] if failure["case"] == case.name):
+            _say(f"  {failure['title']} failed: {failure['why']}")
+        _say(f"  ({time.monotonic() - before:.0f} s)")
+    if not options.tiny:
+        _limits(content, folder, options)
+    _write(content, measured, started, out)
+    return len(content["failures"])
+
+
+def _settings(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    return {"threads": options.threads, **case.settings, **(case.tiny if options.tiny else {})}
+
+
+class Measured:
+    """What was measured of a case: of each of our ways, and of fastai; or why not."""
+
+    def __init__(self, case: Case, settings: dict[str, Any]) -> None:
+        self.case = case
+        self.settings = settings
+        # Sides measure in this order: ours and theirs take turns.
+        self.ways = {way.label or "ours": way for way in case.ways}
+        self.sides = [*self.ways, *([] if case.alone else ["fastai"])]
+        self.runs: dict[str, list[dict[str, Any]]] = {side: [] for side in self.sides}
+        self.peaks: dict[str, float] = {}
+        self.failed: dict[str, str] = {}
+
+    def measure(self, folder: Path, repeats: int) -> None:
+        """A process for each side; a side that fails is left out from then on."""
+        workers: dict[str, Worker] = {}
+        try:
+            if self.settings.get("shape") == "full" and not (folder / "full").exists():
+                with Worker("ours", "make_full", folder, self.settings):
+                    pass
+            for side in self.sides:
+                more = {} if side == "fastai" else self.ways[side].settings
+                module = "theirs" if side == "fastai" else "ours"
+                self._try(side, lambda s=side, m=module, x=more: self._start(workers, s, m, folder, x))
+            for _ in range(repeats):
+                for side in [side for side in self.sides if side not in self.failed]:
+                    self._try(side, lambda s=side: self.runs[s].append(workers[s].measure()))
+            self.peaks = {side: worker.memory_mb for side, worker in workers.items()}
+        except Failed as error:
+            self.failed = dict.fromkeys(self.sides, str(error))
+        finally:
+            for worker in workers.values():
+                worker.__exit__()
+
+    def _start(self, workers: dict[str, Worker], side: str, module: str, folder: Path, more: dict[str, Any]) -> None:
+        workers[side] = Worker(module, self.case.task, folder, {**self.settings, **more}).__enter__()
+
+    def _try(self, side: str, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except Failed as error:
+            self.failed[side] = str(error)
+
+    def rows(self, limits: dict[str, float]) -> list[dict[str, Any]]:
+        """A row of the report for each of our ways that worked; without fastai's side if that failed."""
+        theirs = [] if "fastai" in self.failed else self.runs.get("fastai", [])
+        return [
+            report.row(
+                self.case, way, self.runs[side], theirs, (self.peaks[side], self.peaks.get("fastai", 0.0)), limits
+            )
+            for side, way in self.ways.items()
+            if side not in self.failed
+        ]
+
+    def failures(self) -> list[dict[str, str]]:
+        """Which side failed and why."""
+        return [
+            {"case": self.case.name, "title": f"{self.case.title}, {side}", "why": why}
+            for side, why in self.failed.items()
+        ]
+
+
+def _write(content: dict[str, Any], measured: list[Measured], started: float, out: Path) -> None:
+    content["seconds"] = time.monotonic() - started
+    content["rows"] = [row for found in measured for row in found.rows(content["limits"])]
+    content["failures"] = [failure for found in measured for failure in found.failures()]
+    report.write(out, "cpu", content, report.markdown(content))
+
+
+def _limits(content: dict[str, Any], folder: Path, options: argparse.Namespace) -> None:
+    """The best found so far."""
+    try:
+        with Worker("limits", "measure", folder, {"threads": options.threads, "tiny": options.tiny}) as worker:
+            for name, value in worker.measure().items():
+                content["limits"][name] = max(value, content["limits"].get(name, 0.0))
+    except Failed as error:
+        _say(f"the machine's limit was not measured: {error}")
+
+
+def _tell(row: dict[str, Any]) -> None:
+    ours, theirs, ratio = (row.get(name, {}).get("median") for name in ("ours", "theirs", "ratio"))
+    shown = f"  {row['title']}: {ours:.4g} {row['unit']}"
+    if ratio is not None:
+        shown += f", fastai {theirs:.4g}, ratio {ratio:.3g}x (of processor time {row['cpu_ratio']['median']:.3g}x)"
+        shown += f", memory {row['memory_ratio']}x"
+    missed = [goal["goal"] for goal in row["goals"] if not goal["met"]]
+    _say(shown + (f"; missed: {', '.join(missed)}" if missed else ""))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,182 @@
+"""What is compared: one entry a case, with its goals and what each side does in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SMALL, FULL = "V 8,000 256/640/3 (the shipped shape)", "V 15,000 400/1152/3 (full size)"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One of our ways to do what a case asks for; each is measured against the same runs of fastai.
+
+    Attributes:
+        goal: fastai's time over ours for the same work; None: there is none.
+        most: largest figure allowed, in the case's unit.
+        share: the limit (a key of `limits.measure`) whose share is shown; `least_share` is its goal.
+    """
+
+    label: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    goal: float | None = None
+    most: float | None = None
+    share: str | None = None
+    least_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        task: function of that name in `ours` and in `theirs`.
+        what: what is compared, in one sentence.
+        unit: of the figures shown; `per_second` says whether they are work per second, else seconds (times `scale`).
+        tiny: settings for a trial, over `settings`.
+        repeats: where it is not the command's.
+        alone: fastai has no such thing.
+    """
+
+    name: str
+    title: str
+    task: str
+    what: str
+    unit: str
+    ways: tuple[Way, ...] = (Way(),)
+    settings: dict[str, Any] = field(default_factory=dict)
+    tiny: dict[str, Any] = field(default_factory=dict)
+    per_second: bool = True
+    scale: float = 1.0
+    repeats: int | None = None
+    alone: bool = False
+
+
+FP32, AUTO = {"precision": "32-true"}, {"precision": "auto"}
+
+
+def _lm_step(name: str, shape: str, steps: int, goal: float, least_share: float | None) -> Case:
+    return Case(
+        f"lm_step_{name}",
+        f"LM training, {shape}",
+        "lm_step",
+        f"{steps} steps of 64 x 70 tokens by the learners' fit_one_cycle, all layers, the same weights and tokens; "
+        "fp32, and our default precision against fp32, the only one that fastai has on CPU",
+        "tokens/s",
+        (
+            Way("fp32", FP32, goal, share="square fp32", least_share=least_share),
+            Way("default precision", AUTO, goal, share="square bf16"),
+        ),
+        {"shape": name, "steps": steps, "batch_size": 64, "bptt": 70},
+        {"shape": "small", "steps": 2, "batch_size": 8, "bptt": 20},
+    )
+
+
+def _epoch(name: str, title: str, batch_size: int, goal: float, repeats: int | None = None) -> Case:
+    return Case(
+        f"epoch_{name}",
+        f"classifier epoch, {title}",
+        "classifier_epoch",
+        "one epoch of fit_one_cycle with all layers, each side's own dropouts, validation included, batches of at "
+        f"most {batch_size} texts (ours also of at most 20,000 tokens), pooling over the last 1,400; fp32, and our "
+        "default precision against fp32",
+        "texts/s",
+        (Way("fp32", FP32, goal), Way("default precision", AUTO, goal)),
+        {"file": name, "batch_size": batch_size, "max_len": 1400},
+        {"batch_size": 16},
+        repeats=repeats,
+    )
+
+
+def _tokenise(name: str, title: str, what: str, goal: float | None) -> Case:
+    return Case(
+        f"tokenise_{name}",
+        f"tokenising, against {title}",
+        "tokenise",
+        "build_token_cache (our rules, 8,000 SentencePiece pieces, ids in a file; 16 MB of Wikipedia) against "
+        f"parallel_tokenize with fastai's rules and {what} (strings in memory; 2 MB of the same), "
+        "as many processes on either side",
+        "MB/s",
+        (Way(goal=goal),),
+        {"bytes": 8_000_000, "times": 2, "their_bytes": 2_000_000, "their_tokenizer": name},
+        {"times": 1},
+    )
+
+
+CASES = [
+    Case(
+        "import",
+        "import",
+        "import_package",
+        "`import ulmfit` against `from fastai.text.all import *`, each in a fresh process",
+        "s",
+        (Way(most=0.5),),
+        per_second=False,
+    ),
+    Case(
+        "help",
+        "`ulmfit --help`",
+        "show_help",
+        "`python -m ulmfit --help` in a fresh process; fastai has no command line",
+        "s",
+        (Way(most=0.5),),
+        per_second=False,
+        alone=True,
+    ),
+    _tokenise("words", "fastai's word tokenizer", "its default tokenizer, spaCy's", 30),
+    _tokenise("pieces", "fastai's SentencePiece", "its SentencePieceTokenizer on the same pieces", None),
+    Case(
+        "lm_loader",
+        "LM loader",
+        "lm_loader",
+        "from tokens to a shuffled epoch of 64 x 70 batches: TokenCache.open and LMStream (ids in a file) against "
+        "LMDataLoader (ids in memory), construction included",
+        "batches/s",
+        (Way(goal=100),),
+        {"bytes": 3_000_000, "batch_size": 64, "bptt": 70},
+        {"batch_size": 8, "bptt": 20},
+    ),
+    _lm_step("full", FULL, 3, 1.2, 0.9),
+    _lm_step("small", SMALL, 8, 1.5, None),
+    _epoch("trec", "TREC-6 (5,452 + 500 short texts)", 64, 3),
+    _epoch("imdb", "1,000 + 100 IMDb reviews (long)", 32, 2, repeats=2),
+    Case(
+        "predict",
+        "batch prediction, short texts",
+        "predict_many",
+        "probabilities of 1,500 TREC questions from strings: Predictor.predict against learn.get_preds on dls.test_dl "
+        "(fp32), batches of 64",
+        "texts/s",
+        (Way("fp32", {"precision": "fp32"}, 3), Way("int8", {"precision": "int8"}, 6)),
+        {"texts": 1500},
+        {"texts": 40},
+    ),
+    Case(
+        "latency",
+        "prediction of a single text",
+        "predict_one",
+        "50 TREC questions one by one from string to label, fp32: Predictor.predict_one against learn.predict",
+        "ms",
+        (Way("", {"precision": "fp32"}, 10, most=5.0),),
+        {"texts": 50},
+        {"texts": 5},
+        per_second=False,
+        scale=1000,
+    ),
+    Case(
+        "end_to_end",
+        "CSV to TREC-6 test error",
+        "end_to_end",
+        "fresh processes from train.csv and test.csv to the test error, both from the shipped weights and pieces: "
+        "`ulmfit train experiment=trec6` against the recipe of fastai's text tutorial (language model 1 + 10 epochs, "
+        "classifier 1 + 1 + 1 + 2 with gradual unfreezing)",
+        "s",
+        (Way(goal=3),),
+        {"batch_size": 64},
+        {"words": ["stage.lm.epochs=1", "stage.classifier.epochs=1"]},
+        per_second=False,
+        repeats=1,
+    ),
+]
+NAMES = [case.name for case in CASES]

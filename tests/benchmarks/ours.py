@@ -1,0 +1,246 @@
+"""Our side of each case. A function prepares, warms up, and returns what is measured again and again."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import material
+
+Settings = dict[str, Any]
+Measure = Callable[[], dict[str, Any]]
+
+
+class Unavailable(Exception):
+    """This version cannot do it."""
+
+
+def timed_process(command: list[str], **options: Any) -> dict[str, Any]:
+    """Seconds and peak memory (MB) of a command.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)[:200]} failed: {(done.stderr or done.stdout)[-500:]}")
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000  # KB on Linux
+    return {"seconds": seconds, "work": 1, "memory_mb": memory, "output": done.stdout}
+
+
+def import_package(folder: Path, settings: Settings) -> Measure:
+    return lambda: timed_process([sys.executable, "-c", "import ulmfit"])
+
+
+def show_help(folder: Path, settings: Settings) -> Measure:
+    return lambda: timed_process([sys.executable, "-m", "ulmfit", "--help"])
+
+
+def tokenise(folder: Path, settings: Settings) -> Measure:
+    from ulmfit.data.cache import build_token_cache
+    from ulmfit.text.tokenizer import Tokenizer
+
+    texts = material.articles(folder, settings["bytes"]) * settings["times"]
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    tokenizer = Tokenizer.load(material.SHIPPED)
+
+    def measure() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(dir=folder) as cache:
+            started = time.perf_counter()
+            built = build_token_cache(
+                texts, tokenizer, Path(cache), "bench", workers=settings["threads"], progress=False
+            )
+            return {"seconds": time.perf_counter() - started, "work": size, "tokens": len(built.tokens)}
+
+    return measure
+
+
+def lm_loader(folder: Path, settings: Settings) -> Measure:
+    from ulmfit.data.cache import TokenCache, build_token_cache
+    from ulmfit.data.streams import LMStream
+    from ulmfit.text.tokenizer import Tokenizer
+
+    cache = folder / "loader"
+    texts = material.articles(folder, settings["bytes"])
+    build_token_cache(texts, Tokenizer.load(material.SHIPPED), cache, "bench", workers=1, progress=False)
+    (built,) = cache.iterdir()
+
+    def measure() -> dict[str, Any]:
+        started = time.perf_counter()
+        stream = LMStream(TokenCache.open(built), settings["batch_size"], settings["bptt"], shuffle=True)
+        batches = sum(1 for _ in stream)
+        return {"seconds": time.perf_counter() - started, "work": batches}
+
+    return measure
+
+
+def make_full(folder: Path, settings: Settings) -> Measure:
+    """Not a case: the language model of full size that both sides start from, with random weights."""
+    import ulmfit
+
+    texts = material.articles(folder, 4_000_000)
+    words = ["tokenizer.vocab_size=15000", "trainer.accelerator=cpu"]
+    learner = ulmfit.language_model_learner(
+        ulmfit.TextData.from_lists(texts), init="scratch", model="awd_lstm_base", config=words, progress=False
+    )
+    learner.save(folder / "full")
+    return lambda: {"seconds": 0.0, "work": 1}
+
+
+def bundle_of(folder: Path, settings: Settings) -> Path:
+    """The language model that a case starts from."""
+    return folder / "full" if settings.get("shape") == "full" else material.SHIPPED
+
+
+def _words(settings: Settings) -> list[str]:
+    return [
+        "trainer.accelerator=cpu",
+        f"trainer.precision={settings['precision']}",
+        f"trainer.threads={settings['threads']}",
+    ]
+
+
+def lm_step(folder: Path, settings: Settings) -> Measure:
+    import ulmfit
+
+    rows, bptt, steps = settings["batch_size"], settings["bptt"], settings["steps"]
+    # A text of fewer than 32 steps would get fewer rows.
+    texts = material.articles(folder, 10 * rows * bptt * max(32, steps))
+    learner = ulmfit.language_model_learner(
+        ulmfit.TextData.from_lists(texts, valid_fraction=0.0),
+        init=str(bundle_of(folder, settings)),
+        config=_words(settings),
+        progress=False,
+        batch_size=rows,
+        bptt=bptt,
+        random_bptt=False,
+        max_steps=steps,
+    )
+    learner.unfreeze()
+
+    def measure() -> dict[str, Any]:
+        started = time.perf_counter()
+        learner.fit_one_cycle(1, 1e-3)
+        seconds = time.perf_counter() - started
+        shape = learner.model.encoder.architecture
+        return {
+            "seconds": seconds,
+            "work": rows * bptt * steps,
+            "flop": training_flop(shape.vocab_size, shape.embedding_dim, shape.hidden_dim, shape.num_layers),
+            "loss": round(learner.history["train_loss_step"][-1][1], 3),
+        }
+
+    measure()
+    return measure
+
+
+def training_flop(vocabulary: int, embedding: int, hidden: int, layers: int) -> float:
+    """Operations of the matrix products of one token's training step: forward, and twice that backward."""
+    sizes = [embedding, *[hidden] * (layers - 1), embedding]
+    multiplied = sum(4 * out * (into + out) for into, out in pairwise(sizes))
+    return 3 * 2 * float(multiplied + vocabulary * embedding)
+
+
+def _classifier(folder: Path, settings: Settings, file: str, **more: Any) -> Any:
+    import ulmfit
+
+    rows = material.table(folder, file)
+    return ulmfit.text_classifier_learner(
+        ulmfit.TextData.from_lists(*rows["train"], valid=rows["valid"]),
+        init=str(material.SHIPPED),
+        config=_words(settings),
+        progress=False,
+        **more,
+    )
+
+
+def classifier_epoch(folder: Path, settings: Settings) -> Measure:
+    learner = _classifier(
+        folder, settings, settings["file"], batch_size=settings["batch_size"], max_len=settings["max_len"]
+    )
+    learner.unfreeze()
+    texts = len(learner.data.table("train"))
+
+    def measure() -> dict[str, Any]:
+        started = time.perf_counter()
+        learner.fit_one_cycle(1, 2e-3)
+        accuracy = learner.metrics.get("valid_accuracy", 0.0)
+        return {"seconds": time.perf_counter() - started, "work": texts, "accuracy": round(accuracy, 3)}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nothing has been trained yet
+        learner.validate()  # warms up in less time than an epoch
+    return measure
+
+
+def _predictor(folder: Path, settings: Settings) -> tuple[Any, list[str]]:
+    """An untrained classifier from its bundle, and questions."""
+    import torch
+
+    import ulmfit
+
+    precision = settings["precision"]
+    options = {} if precision == "fp32" else {"precision": precision}
+    if options and "precision" not in inspect.signature(ulmfit.load).parameters:
+        raise Unavailable("this version predicts in fp32 only")
+    torch.set_num_threads(settings["threads"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bundle = _classifier(folder, {**settings, "precision": "32-true"}, "trec").save(folder / f"ours-{os.getpid()}")
+    rows = material.table(folder, "trec")
+    texts = [*rows["valid"][0], *rows["train"][0]][: settings["texts"]]
+    return ulmfit.load(bundle, **options), texts
+
+
+def predict_many(folder: Path, settings: Settings) -> Measure:
+    predictor, texts = _predictor(folder, settings)
+
+    def measure() -> dict[str, Any]:
+        started = time.perf_counter()
+        found = predictor.predict(texts, batch_size=64)
+        return {"seconds": time.perf_counter() - started, "work": len(found)}
+
+    measure()
+    return measure
+
+
+def predict_one(folder: Path, settings: Settings) -> Measure:
+    predictor, texts = _predictor(folder, settings)
+
+    def measure() -> dict[str, Any]:
+        started = time.perf_counter()
+        for text in texts:
+            predictor.predict_one(text)
+        return {"seconds": time.perf_counter() - started, "work": len(texts)}
+
+    measure()
+    return measure
+
+
+def end_to_end(folder: Path, settings: Settings) -> Measure:
+    def measure() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            words = ["experiment=trec6", f"dataset.path={folder}", "dataset.train=questions.csv"]
+            words += ["dataset.test=questions-test.csv", f"runs={place}/runs", f"cache={place}/cache"]
+            words += ["trainer=auto", "trainer.accelerator=cpu", f"trainer.threads={settings['threads']}"]
+            words += ["trainer.enable_progress_bar=false", f"init={material.SHIPPED}", *settings.get("words", [])]
+            measured = timed_process([sys.executable, "-m", "ulmfit", "train", *words], cwd=place)
+            (figures,) = Path(place).glob("runs/*/*/metrics.json")
+            test = json.loads(figures.read_text(encoding="utf-8"))["test"]
+            del measured["output"]
+            return {**measured, "test_error": round(100 * float(test["error"]), 2)}
+
+    return measure

@@ -1,0 +1,190 @@
+"""From measurements to figures, and from figures to JSON and Markdown."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from cases import CASES, Case, Way
+
+from ulmfit.whole_file import whole_file
+
+Measured = list[dict[str, Any]]
+Peaks = tuple[float, float]
+OUTCOMES = {"test_error": "test error, %", "accuracy": "validation accuracy", "loss": "training loss"}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def row(case: Case, way: Way, ours: Measured, theirs: Measured, peaks: Peaks, limits: dict[str, float]) -> Any:
+    """What JSON holds of a case done one way: both sides in its unit, the ratio of each pair, and which goals are met.
+
+    Args:
+        theirs: empty where fastai has no such thing.
+        peaks: memory in MB of our processes and of theirs.
+    """
+    title = f"{case.title}, {way.label}" if way.label else case.title
+    found: dict[str, Any] = {"case": case.name, "title": title, "unit": case.unit}
+    for side, runs, peak in (("ours", ours, peaks[0]), ("theirs", theirs, peaks[1])):
+        if runs:
+            memory = round(max(peak, *(one.get("memory_mb", 0.0) for one in runs)))
+            more = {name: [one[name] for one in runs] for name in OUTCOMES if name in runs[0]}
+            values = [_figure(case, one) for one in runs]
+            found[side] = {**spread(values), "values": values, "peak_memory_mb": memory, **more}
+    goals: list[dict[str, Any]] = []
+    if theirs:
+        each = [[one["seconds"] / one["work"] for one in runs] for runs in (ours, theirs)]
+        found["ratio"] = spread([b / a for a, b in zip(*each, strict=True)])
+        found["cpu_ratio"] = spread(
+            [
+                (b["cpu_seconds"] / b["work"]) / max(a["cpu_seconds"] / a["work"], 1e-9)
+                for a, b in zip(ours, theirs, strict=True)
+            ]
+        )
+        if way.goal is not None:
+            goals.append(_goal(f"{way.goal:g}x", found["ratio"]["median"] >= way.goal))
+        mine, other = (found[side]["peak_memory_mb"] for side in ("ours", "theirs"))
+        found["memory_ratio"] = round(mine / max(other, 1), 2)
+        goals.append(_goal("memory not above fastai's", mine <= other))
+        if "test_error" in ours[0]:
+            errors = [statistics.median(one["test_error"] for one in runs) for runs in (ours, theirs)]
+            goals.append(_goal("error not above fastai's", errors[0] <= errors[1]))
+    if way.most is not None:
+        goals.append(_goal(f"at most {way.most:g} {case.unit}", found["ours"]["median"] <= way.most))
+    if way.share in limits:
+        speed = found["ours"]["median"] * ours[0]["flop"] / 1e9
+        found["gflops"] = round(speed, 1)
+        found["share"] = {"of": way.share, "value": round(speed / limits[way.share], 3)}
+        if way.least_share is not None:
+            goals.append(_goal(f"{way.least_share:.0%} of the matrix peak", found["share"]["value"] >= way.least_share))
+    found["goals"] = goals
+    return found
+
+
+def _figure(case: Case, one: dict[str, Any]) -> float:
+    return float(one["work"] / one["seconds"] if case.per_second else case.scale * one["seconds"] / one["work"])
+
+
+def _goal(text: str, met: bool) -> dict[str, Any]:
+    return {"goal": text, "met": bool(met)}
+
+
+def command() -> str:
+    """How this run was started."""
+    words = " ".join(sys.argv[1:])
+    return f"make bench ARGS='{words}'" if words else "make bench"
+
+
+def write(folder: Path, name: str, content: dict[str, Any], markdown: str) -> None:
+    """NAME.json and NAME.md, each whole or not at all."""
+    with whole_file(folder / f"{name}.json") as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with whole_file(folder / f"{name}.md") as partial:
+        partial.write_text(markdown, encoding="utf-8")
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The report as a page."""
+    rows = content["rows"]
+    lines = [
+        "# This package and fastai on one machine",
+        "",
+        *machine_lines(content),
+        "",
+        "## Speed",
+        "",
+    ]
+    lines += [
+        f"Medians of {content['repeats']} alternating runs, if not said otherwise, and their range. A ratio is "
+        "fastai's time divided by ours for the same work.",
+        "",
+        "| case | unit | this package | fastai | ratio | goal | met |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        goals = [goal for goal in row["goals"] if not goal["goal"].startswith("memory")]
+        lines.append(
+            f"| {row['title']}{_runs(row, content['repeats'])} | {row['unit']} | {_shown(row['ours'])} "
+            f"| {_shown(row.get('theirs'))} | {_shown(row.get('ratio'), 'x')} "
+            f"| {', '.join(goal['goal'] for goal in goals) or '-'} "
+            f"| {', '.join('yes' if goal['met'] else '**no**' for goal in goals) or '-'} |"
+        )
+    lines += ["", "## Peak memory", "", "MB of the process and of those it starts, libraries included.", ""]
+    lines += ["| case | this package | fastai | ours / fastai's |", "|---|---|---|---|"]
+    for row in rows:
+        peaks = [row[side]["peak_memory_mb"] if side in row else "-" for side in ("ours", "theirs")]
+        lines.append(f"| {row['title']} | {peaks[0]} | {peaks[1]} | {row.get('memory_ratio', '-')} |")
+    lines += ["", *_limits(content)]
+    outcome = [(row, name) for row in rows for name in OUTCOMES if name in row["ours"]]
+    if outcome:
+        lines += ["", "## What came of it", "", "| case | figure | this package | fastai |", "|---|---|---|---|"]
+        for row, name in outcome:
+            values = [", ".join(map(str, row.get(side, {}).get(name, []))) or "-" for side in ("ours", "theirs")]
+            lines.append(f"| {row['title']} | {OUTCOMES[name]} | {values[0]} | {values[1]} |")
+    asked = {row["case"] for row in rows} | {failure["case"] for failure in content["failures"]}
+    told = [case for case in CASES if case.name in asked]
+    lines += ["", "## What is compared", "", *(f"- {case.title}: {case.what}." for case in told)]
+    if content["failures"]:
+        lines += ["", "## Not measured", ""]
+        lines += [f"- {failure['title']}: {failure['why']}" for failure in content["failures"]]
+    return "\n".join(lines) + "\n"
+
+
+def machine_lines(content: dict[str, Any]) -> list[str]:
+    """By which command, when and on what."""
+    machine = content["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    trial = "; **a trial on tiny settings: the figures mean nothing**" if content["tiny"] else ""
+    return [
+        f"`{content['command']}`, {content['date']}, {content['seconds']:.0f} s{trial}.",
+        "",
+        f"{machine['cpu']} ({', '.join(machine['instructions'])}), {machine['cores']} cores, {machine['threads']} "
+        f"threads, {machine['memory_gb']:.0f} GB; {machine['system']}, Python {machine['python']}, {versions}.",
+    ]
+
+
+def _limits(content: dict[str, Any]) -> list[str]:
+    limits = content["limits"]
+    if not limits:
+        return ["## The machine's limit", "", "Not measured."]
+    lines = [
+        "## The machine's limit",
+        "",
+        "Best of the same run (before and after the cases): matrix products in torch, GFLOP/s, at the sizes of a step "
+        f"of 64 x 70 tokens; copying memory, read and written: {limits['memory copy']} GB/s.",
+        "",
+        "| product | fp32 | bf16 |",
+        "|---|---|---|",
+    ]
+    names = [name.removesuffix(" fp32") for name in limits if name.endswith(" fp32")]
+    lines += [f"| {name} | {limits[f'{name} fp32']} | {limits[f'{name} bf16']} |" for name in names]
+    shares = [row for row in content["rows"] if "share" in row]
+    if shares:
+        lines += ["", "| LM training | GFLOP/s | share of the large square product |", "|---|---|---|"]
+        for row in shares:
+            share = row["share"]
+            lines.append(f"| {row['title']} | {row['gflops']} | {share['value']:.0%} of {share['of']} |")
+        lines += ["", "Only the matrix products of forward and backward pass are counted as work."]
+    return lines
+
+
+def _runs(row: dict[str, Any], repeats: int) -> str:
+    runs = len(row["ours"]["values"])
+    return "" if runs == repeats else f" ({runs} run{'s' if runs > 1 else ''})"
+
+
+def _shown(found: dict[str, Any] | None, suffix: str = "") -> str:
+    if found is None:
+        return "-"
+    return f"{number(found['median'])}{suffix} ({number(found['min'])}-{number(found['max'])})"
+
+
+def number(value: float) -> str:
+    """Three digits, or more where the number has them before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
