@@ -205,7 +205,7 @@ def test_every_token_is_predicted_once(lm: LanguageModel, rows: int, count: int)
 def test_rows_change_little(lm: LanguageModel) -> None:
     cache = documents(400, 400)
     one, many = (score_language_model(lm, cache, 1, rows=rows) for rows in (1, 8))
-    assert many.nll == pytest.approx(one.nll, rel=2e-3)
+    assert many.nll == pytest.approx(one.nll, rel=2e-4)
 
 
 def test_a_corpus_of_one_token() -> None:

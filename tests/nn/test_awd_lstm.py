@@ -14,6 +14,7 @@ import ulmfit.nn.awd_lstm as awd_lstm
 import ulmfit.nn.models as models
 from ulmfit.config import DropoutConfig
 from ulmfit.nn.awd_lstm import AWDLSTM, Architecture, State, detach, select_rows, zeros_like_state
+from ulmfit.nn.dropout import weight_dropout
 from ulmfit.nn.models import LanguageModel
 
 ARCHITECTURE = Architecture(vocab_size=30, embedding_dim=6, hidden_dim=10, num_layers=3)
@@ -183,7 +184,7 @@ class TestDropout:
         masks = []
         with torch.no_grad():
             for rnn in twin.rnns:
-                masks.append(F.dropout(torch.ones_like(rnn.weight_hh_l0), 0.5))
+                masks.append(weight_dropout(torch.ones_like(rnn.weight_hh_l0), 0.5, True))
                 rnn.weight_hh_l0.mul_(masks[-1])
         expected, _ = twin(tokens())
         expected.pow(2).sum().backward()
@@ -264,3 +265,46 @@ class TestLanguageModel:
         assert groups[:3] == [[id(p) for p in rnn.parameters()] for rnn in model.encoder.rnns]
         assert groups[3] == [id(model.encoder.embedding.weight), id(model.decoder.bias)]
         assert sorted(i for group in groups for i in group) == sorted(id(p) for p in model.parameters())
+
+
+class TestFrozenLayers:
+    @pytest.mark.parametrize("weight", [0.0, 0.5])
+    def test_keep_nothing_for_a_backward_pass(self, weight: float) -> None:
+        """No graph and no activations below the lowest layer that trains; its own gradient is as without freezing."""
+        model, twin = encoder(weight=weight), encoder(weight=weight)
+        model.embedding.requires_grad_(False)
+        model.rnns[0].requires_grad_(False)
+
+        def kept_by(network: AWDLSTM) -> int:
+            sizes: list[int] = []
+            torch.manual_seed(3)
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+                network(tokens())[0].pow(2).sum().backward()
+            return sum(sizes)
+
+        outputs: list[Tensor] = []
+        model.rnns[0].register_forward_hook(lambda *call: outputs.append(call[2][0]))
+        assert kept_by(model) < kept_by(twin)
+        assert not outputs[0].requires_grad
+        assert all(p.grad is None for p in [*model.embedding.parameters(), *model.rnns[0].parameters()])
+        for name, p in model.rnns[1].named_parameters():
+            assert p.grad is not None and torch.allclose(p.grad, twin.rnns[1].get_parameter(name).grad, atol=1e-6)
+
+    def test_all_frozen_builds_no_graph(self) -> None:
+        assert not encoder(weight=0.5, hidden=0.3).requires_grad_(False)(tokens())[0].requires_grad
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.95])
+def test_weight_dropout_keeps_the_mean_and_masks_the_gradient(rate: float) -> None:
+    torch.manual_seed(0)
+    weight = torch.rand(301, 333).add_(1).requires_grad_()  # not a multiple of four
+    dropped = weight_dropout(weight, rate, True)
+    kept = dropped != 0
+    assert float(kept.float().mean()) == pytest.approx(1 - rate, abs=0.01)
+    scale = dropped[kept] / weight[kept]
+    assert torch.allclose(scale, torch.full_like(scale, 1 / (1 - rate)), rtol=1e-3)
+    dropped.sum().backward()
+    assert weight.grad is not None and torch.allclose(weight.grad, kept / (1 - rate), rtol=1e-3)
+    assert not torch.equal(kept, weight_dropout(weight, rate, True) != 0)
+    rows, columns = kept.float().mean(1), kept.float().mean(0)
+    assert (rows - (1 - rate)).abs().max() < 0.15 and (columns - (1 - rate)).abs().max() < 0.15  # no pattern

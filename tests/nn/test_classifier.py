@@ -279,19 +279,19 @@ class TestPenalty:
         """A last chunk of one token weighs one token, and what lies before max_len nothing."""
         model = classifier(max_len=25).train()
         docs = documents([41, 8])
-        _, penalty = model.classify(*batch(docs), ar_alpha=2.0)
+        penalty = model.classify(*batch(docs), ar_alpha=2.0).penalty
         rows = torch.cat([torch.cat(self.outputs(model, doc))[-25:] for doc in docs]).detach()
         assert penalty.item() == pytest.approx(2 * rows.pow(2).mean().item(), rel=1e-5)
 
     def test_differences_are_taken_inside_chunks(self) -> None:
         model = classifier(max_len=100).train()
         doc = documents([20])[0]
-        _, penalty = model.classify(*batch([doc]), tar_beta=1.0)
+        penalty = model.classify(*batch([doc]), tar_beta=1.0).penalty
         steps = torch.cat([chunk[1:] - chunk[:-1] for chunk in self.outputs(model, doc)])
         assert penalty.item() == pytest.approx(steps.pow(2).mean().item(), rel=1e-5)
 
     def test_only_in_training(self) -> None:
-        _, penalty = classifier().classify(*batch(documents([20])), ar_alpha=2.0, tar_beta=1.0)
+        penalty = classifier().classify(*batch(documents([20])), ar_alpha=2.0, tar_beta=1.0).penalty
         assert penalty.item() == 0
 
 

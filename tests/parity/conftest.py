@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulmfit.config import DropoutConfig
@@ -52,6 +53,12 @@ def our_names(tensors: Named) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
                     break
     assert len(encoder) + len(head) == sum(re.sub(r"^0\.(module\.)?", "", n) not in ALIASES for n in tensors)
     return encoder, head
+
+
+@pytest.fixture(autouse=True)
+def weight_masks_drawn_as_by_fastai(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours draw fewer random numbers, so one seed would not give both networks the same masks."""
+    monkeypatch.setattr("ulmfit.nn.awd_lstm.weight_dropout", F.dropout)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from ulmfit.config import PredictConfig
 from ulmfit.errors import BundleError, DataError, UsageError
 from ulmfit.inference import Predictor
 from ulmfit.tasks import predict
+from ulmfit.validation import validate
 
 TEXTS = ["My laptop does not start", "Größe 📦 包裹", "", 'a, b \\ "c"\tand so on', "x" * 4000]
 
@@ -135,3 +136,18 @@ def test_what_is_missing(config: PredictConfig, trained: Path, tmp_path: Path, m
     config.bundle = [str(trained / "lm")]
     with pytest.raises(BundleError, match="is a language model, expected a classifier"):
         predict.run(config)
+
+
+def test_int8_predicts_nearly_the_same(config: PredictConfig, typed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    config.precision = "int8"
+    typed("\n".join(TEXTS).encode())
+    predict.run(config)
+    expected = Predictor(config.bundle).probabilities(TEXTS)
+    found = [list(line["probabilities"].values()) for line in lines_of(capsys.readouterr().out)]
+    assert abs(expected - found).max() < 0.1
+
+
+def test_a_precision_that_does_not_exist(config: PredictConfig) -> None:
+    config.precision = "int4"
+    with pytest.raises(UsageError, match=r"precision=int4: expected one of 32, auto, bf16, int8; did you mean"):
+        validate(config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,13 +22,39 @@ def embedding_dropout(tokens: Tensor, weight: Tensor, rate: float, training: boo
 
     The mask is looked up with the rows, so the matrix is never copied.
     """
-    rows = F.embedding(tokens, weight)
-    if not training or rate == 0:
-        return rows
-    keep = torch.empty(weight.size(0), device=weight.device, dtype=weight.dtype).bernoulli_(1 - rate).div_(1 - rate)
-    return rows * keep[tokens].unsqueeze(-1)
+    steps = tokens.t()  # in memory step by step, the order in which the LSTMs read
+    rows = F.embedding(steps, weight)  # (T, B, E)
+    if training and rate > 0:
+        keep = torch.empty(weight.size(0), device=weight.device, dtype=weight.dtype).bernoulli_(1 - rate).div_(1 - rate)
+        rows = rows * keep[steps].unsqueeze(-1)
+    return rows.transpose(0, 1)
 
 
 def weight_dropout(weight: Tensor, rate: float, training: bool) -> Tensor:
     """DropConnect on a hidden-to-hidden matrix: single entries, inverted scaling, a new mask for each call."""
-    return F.dropout(weight, rate, training)
+    if not training or rate == 0 or weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return F.dropout(weight, rate, training)
+    dropped: Tensor = _MaskedWeight.apply(weight, rate)  # type: ignore[no-untyped-call]
+    return dropped
+
+
+class _MaskedWeight(torch.autograd.Function):
+    """`F.dropout` for millions of weights on the CPU, where drawing floats or booleans takes most of its time."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rate: float) -> Tensor:
+        keep = max(1, round((1 - rate) * 2**15))
+        # Four 16-bit integers of each draw, halved to [-2**14, 2**14). Those to keep are made negative; their sign
+        # shifted through gives all bits set, in 32-bit integers too.
+        drawn = torch.empty(-(-weight.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        bits = drawn[: weight.numel()].bitwise_right_shift_(1).sub_(keep - 2**14).bitwise_right_shift_(15)
+        ctx.mask, ctx.scale = bits.to(torch.int32).view(weight.shape), 2**15 / keep
+        return _masked(weight, ctx.mask, ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _masked(grads[0].contiguous(), ctx.mask, ctx.scale), None
+
+
+def _masked(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    return torch.bitwise_and(x.view(torch.int32), mask).view(torch.float32).mul_(scale)

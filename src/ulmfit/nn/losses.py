@@ -8,40 +8,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_softmax_out = torch.ops.aten._softmax.out
+_log_softmax_out = torch.ops.aten._log_softmax.out
+
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Loss and gradients chunk by chunk in the forward pass, so that no (N, V) matrix ever exists."""
+    """Loss and gradients chunk by chunk in the forward pass, so that no (N, V) matrix ever exists.
+
+    The bias is a row of the matrix, against a column of ones in the hidden states: its sum and its gradient are part
+    of the products. (Two rows, the second the rounding error of the first, and zeros for alignment on a GPU.)
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, chunk: int, dtype: torch.dtype
     ) -> Tensor:
-        n = hidden.size(0)
+        n, size = hidden.shape
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        h, w = hidden.to(dtype), weight.to(dtype)
-        total = torch.zeros((), dtype=torch.float64 if hidden.device.type == "cpu" else torch.float32, device=h.device)
+        device = hidden.device
+        h, w = _with_ones(hidden, dtype), weight.to(dtype)  # (N, E + 2), (V, E)
+        matrix = _with_bias(weight, bias, dtype)  # (E + 2, V)
+        total = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight) if need_weight else None
-        grad_bias = torch.zeros_like(bias) if need_bias else None
+        # oneDNN multiplies a transposed bfloat16 matrix at half the speed, so it is the narrow one that is transposed.
+        across = dtype != weight.dtype
+        first = 0 if need_weight else size  # a frozen matrix costs no gradient, only the bias does
+        shape = (h.size(1) - first, w.size(0)) if across else (w.size(0), h.size(1) - first)
+        grad_matrix = torch.zeros(shape, dtype=weight.dtype, device=device) if need_weight or need_bias else None
+        buffer = torch.empty(min(chunk, n), w.size(0), dtype=dtype, device=device)
         for start in range(0, n, chunk):
-            rows = h[start : start + chunk]  # (C, E)
+            rows = h[start : start + chunk]  # (C, E + 2)
             target = targets[start : start + chunk]  # (C,)
-            logits = torch.mm(rows, w.t()).float().add_(bias)  # (C, V)
-            lse = torch.logsumexp(logits, dim=1)  # (C,)
-            total += (lse - logits.gather(1, target[:, None])[:, 0]).sum()
-            if not (need_hidden or need_weight or need_bias):
+            logits = torch.mm(rows, matrix, out=buffer[: rows.size(0)])  # (C, V)
+            nll, grad = _probabilities(logits, target)  # (C,), (C, V)
+            total += nll.sum(dtype=total.dtype)
+            if grad_hidden is None and grad_matrix is None:
                 continue
-            # d loss / d logits = (softmax - one-hot) / N, written over the logits; the division waits for the
-            # backward pass, where a gradient scaler's factor makes up for it: float16 would underflow here.
-            grad = logits.sub_(lse[:, None]).exp_()
-            grad[torch.arange(grad.size(0), device=grad.device), target] -= 1
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            grad = grad.to(dtype)
+            # d loss / d logits = (softmax - one-hot) / N; the division waits for the backward pass, where a gradient
+            # scaler's factor makes up for it: float16 would underflow here.
+            grad[torch.arange(grad.size(0), device=device), target] -= 1
             if grad_hidden is not None:
                 grad_hidden[start : start + chunk] = torch.mm(grad, w)
-            if grad_weight is not None:
-                grad_weight += torch.mm(grad.t(), rows)
+            if grad_matrix is None:
+                continue
+            if across:
+                grad_matrix += torch.mm(rows[:, first:].t().contiguous(), grad).to(grad_matrix.dtype)
+            else:
+                grad_matrix.addmm_(grad.t(), rows[:, first:])
+        if grad_matrix is not None:
+            grad_matrix = grad_matrix.t() if across else grad_matrix  # (V, E + 2), or (V, 2) for the bias alone
+            grad_weight = grad_matrix[:, :size] if need_weight else None
+            grad_bias = grad_matrix[:, size - first] if need_bias else None
+        else:
+            grad_weight = grad_bias = None
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.rows = n
         return (total / n).float()
@@ -49,7 +68,50 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scale = grads[0] / ctx.rows
-        return (*(None if g is None else (g.float() * scale).to(g.dtype) for g in ctx.saved_tensors), None, None, None)
+        scaled = (None if g is None else (g.float() * scale).to(g.dtype).contiguous() for g in ctx.saved_tensors)
+        return (*scaled, None, None, None)
+
+
+def _extra(device: torch.device) -> int:
+    return 2 if device.type == "cpu" else 8  # tensor cores want multiples of 8
+
+
+def _with_ones(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N, E) -> (N, E + 2 or more), the last columns ones; rows aligned to 64 bytes."""
+    n, size = hidden.shape
+    width = size + _extra(hidden.device)
+    padded = hidden.new_ones(n, (width + 31) // 32 * 32, dtype=dtype)
+    padded[:, :size] = hidden
+    return padded[:, :width]
+
+
+def _with_bias(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """(V, E), (V,) -> (E + 2 or more, V); the last rows add up to the bias."""
+    size = weight.size(1)
+    matrix = weight.new_zeros(size + _extra(weight.device), weight.size(0), dtype=dtype)
+    matrix[:size] = weight.to(dtype).t()
+    matrix[size] = bias
+    matrix[size + 1] = bias - matrix[size]
+    return matrix
+
+
+def _probabilities(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood (C,) of `target` and softmax of `logits` (C, V), written over them on the CPU."""
+    if logits.dtype == torch.bfloat16 and logits.device.type == "cpu":
+        # One pass. A token's loss is off by 2**-9 at most; its gradient would be rounded to this anyway.
+        _softmax_out(logits, 1, False, out=logits)
+        return logits.gather(1, target[:, None])[:, 0].float().clamp(min=1e-38).log().neg(), logits
+    nll, log_probabilities = _log_softmax(logits.float(), target)
+    return nll, log_probabilities.exp_().to(logits.dtype)
+
+
+def _log_softmax(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood (C,) of `target` and log-softmax of `logits` (C, V), written over them on the CPU."""
+    if logits.device.type == "cpu":
+        _log_softmax_out(logits, 1, False, out=logits)  # row by row, so in place is safe
+    else:
+        logits = logits.log_softmax(1)
+    return -logits.gather(1, target[:, None])[:, 0], logits
 
 
 def chunked_cross_entropy(
@@ -69,12 +131,14 @@ def chunked_cross_entropy(
     return loss
 
 
+@torch.no_grad()
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
     """Sum of the cross-entropies in float64, for exact perplexities; no gradients."""
     total = torch.zeros((), dtype=torch.float64, device="cpu")
     for start in range(0, hidden.size(0), chunk):
-        logits = F.linear(hidden[start : start + chunk], weight, bias).float()
-        total += F.cross_entropy(logits, targets[start : start + chunk], reduction="none").double().sum().cpu()
+        logits = F.linear(hidden[start : start + chunk], weight).float().add_(bias)
+        nll, _ = _log_softmax(logits, targets[start : start + chunk])
+        total += nll.sum(dtype=torch.float64).cpu()
     return total
 
 

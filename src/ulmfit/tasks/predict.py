@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from ulmfit.config import PredictConfig
+from ulmfit.config import LONGEST_DOCUMENT, PredictConfig
+from ulmfit.data.files import refuse_long
 from ulmfit.data.sources import read_table
 from ulmfit.errors import DataError, UsageError
 from ulmfit.tasks.locations import classifiers_to_use
@@ -38,7 +39,7 @@ def run(config: PredictConfig) -> dict[str, Any]:
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    predictor = Predictor(list(paths))
+    predictor = Predictor(list(paths), precision=config.precision)
     if config.output is None:
         return {"documents": _write(predictor, texts, sys.stdout, config.batch_size)}
     with whole_file(Path(config.output)) as partial, open(partial, "w", encoding="utf-8") as out:
@@ -86,11 +87,12 @@ def _standard_input() -> Iterator[str]:
     while True:
         number += 1
         try:
-            line = stream.readline()
+            line = stream.readline(LONGEST_DOCUMENT + 1)
         except UnicodeDecodeError as error:
             raise DataError(
                 f"standard input is not UTF-8 (near line {number}); convert it, for example with iconv -t utf-8"
             ) from error
         if not line:
             return
+        refuse_long(len(line), LONGEST_DOCUMENT, f"standard input, line {number},")
         yield line.rstrip("\n")

@@ -1,0 +1,107 @@
+"""Networks at work with fewer bits: bfloat16 or int8 weights, made when a bundle is loaded and never saved."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from ulmfit.errors import UsageError, did_you_mean
+from ulmfit.nn.awd_lstm import AWDLSTM
+
+PRECISIONS = ("32", "auto", "bf16", "int8")
+_FEW_ROWS = 4  # up to so many, reading weights is what takes time
+
+
+def reduce_precision(encoder: AWDLSTM, precision: str) -> None:
+    """Let `encoder`, in place and for good, work with `precision`; it cannot be trained then.
+
+    Args:
+        precision: "32" leaves it as it is; "bf16" has weights and hidden states in bfloat16, cells and sums inside
+            products in float32; "int8" has the LSTMs' weights in 8 bits, a scale for each row, and what they are
+            multiplied with rounded to 8 bits of the largest value in the batch; "auto" is "bf16" where the hardware
+            multiplies it natively, else "32".
+
+    Raises:
+        UsageError: a precision that is not one of these, or not on this machine.
+    """
+    device = encoder.embedding.weight.device
+    if precision not in PRECISIONS:
+        raise UsageError(
+            f"precision is '{precision}', expected one of {', '.join(PRECISIONS)}{did_you_mean(precision, PRECISIONS)}"
+        )
+    on_gpu = device.type == "cuda"
+    native = torch.cuda.is_bf16_supported(False) if on_gpu else device.type == "cpu" and cpu_multiplies_bfloat16()
+    if precision == "bf16" and not native:
+        raise UsageError(
+            "precision=bf16 was asked for, but this machine has no bfloat16 units; use precision=int8 or 32"
+        )
+    if precision == "bf16" or (precision == "auto" and native):
+        encoder.to(torch.bfloat16)
+    elif precision == "int8":
+        if device.type != "cpu":
+            raise UsageError(f"precision=int8 works on the CPU, not on {device}; use precision=bf16 or 32 there")
+        encoder.rnns = nn.ModuleList(Int8LSTM(rnn) for rnn in encoder.rnns if isinstance(rnn, nn.LSTM))
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has AMX tiles: without them bfloat16 LSTMs are slow or missing."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported and supported())
+
+
+class Int8LSTM(nn.Module):
+    """An LSTM layer in eval mode with 8-bit weights, one scale for each row; `forward` is that of `nn.LSTM`.
+
+    Raises:
+        UsageError: a build of torch without kernels for it.
+    """
+
+    def __init__(self, rnn: nn.LSTM) -> None:
+        super().__init__()
+        self.hidden_size = rnn.hidden_size
+        engines = torch.backends.quantized.supported_engines
+        usual = torch.backends.quantized.engine
+        # oneDNN multiplies many rows twice as fast with AMX, FBGEMM few.
+        many = "onednn" if "onednn" in engines and cpu_multiplies_bfloat16() else usual
+        try:
+            self._few = _packed(rnn, usual)
+            self._many = self._few if many == usual else _packed(rnn, many)
+        except (AttributeError, NotImplementedError, RuntimeError) as error:
+            raise UsageError(
+                "precision=int8 was asked for, but this build of torch has no int8 LSTM for this processor; "
+                "use precision=32"
+            ) from error
+        finally:
+            torch.backends.quantized.engine = usual
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """(B, T, I) -> outputs (B, T, H) and the state ((1, B, H), (1, B, H))."""
+        if state is None:
+            zeros = x.new_zeros(1, x.size(0), self.hidden_size)
+            state = (zeros, zeros)
+        cell = self._few if x.size(0) <= _FEW_ROWS else self._many
+        output, h, c = torch.quantized_lstm(
+            x, state, [cell], True, 1, 0.0, False, False, True, dtype=torch.qint8, use_dynamic=True
+        )
+        return output, (h, c)
+
+
+def _packed(rnn: nn.LSTM, engine: str) -> torch.ScriptObject:
+    """The layer's weights as `engine` multiplies them."""
+    torch.backends.quantized.engine = engine
+    biases = [rnn.get_parameter(name).detach() for name in ("bias_ih_l0", "bias_hh_l0")]
+    weights = [rnn.get_parameter(name).detach() for name in ("weight_ih_l0", "weight_hh_l0")]
+    products = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*deprecated.*")
+        for weight, bias in zip(weights, biases, strict=True):
+            scales = weight.abs().amax(1).clamp(min=1e-12).double() / 127  # (4 H,)
+            zeros = torch.zeros(len(scales), dtype=torch.int64)
+            quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+            products.append(torch.ops.quantized.linear_prepack(quantized, bias))
+    has_vnni = getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+    spare_bit = engine in ("x86", "fbgemm") and not has_vnni  # their sums would overflow 16 bits
+    cell: torch.ScriptObject = torch.ops.quantized.make_quantized_cell_params_dynamic(*products, *biases, spare_bit)
+    return cell
