@@ -42,7 +42,7 @@ def test_every_document_once_within_bounds(
         "seed": seed,
         "world_size": ranks,
     }
-    if len(lengths) < ranks:
+    if shuffle and len(lengths) < ranks:
         with pytest.raises(DataError, match="fewer than"):
             batches(lengths, **settings_)
         return
@@ -55,16 +55,47 @@ def test_every_document_once_within_bounds(
             loader.set_epoch(epoch)
             plan = loader.plan()
             steps.add(len(loader))
-            assert len(plan) == len(loader)
+            assert len(plan) == len(loader) > 0
             for index in plan:
-                assert len(index) > 0
+                if len(index) == 0:
+                    assert not shuffle and len(plan) == 1
+                    continue
                 longest = max(lengths[i] for i in index)
                 excess += len(index) > batch_size or (len(index) > 1 and longest * len(index) > budget)
                 seen += index.tolist()
         assert sorted(seen) == list(range(len(lengths)))
-        if len(lengths) % ranks == 0 or len(plan) * ranks < len(lengths) - ranks:
+        if not shuffle or len(lengths) % ranks == 0 or len(plan) * ranks < len(lengths) - ranks:
             assert excess == 0
-    assert len(steps) == 1  # the same on every rank and in every epoch
+    assert len(steps) == 1 or not shuffle  # the same on every rank and in every epoch
+
+
+@given(
+    lengths=st.lists(st.integers(1, 400), min_size=1, max_size=120),
+    batch_size=st.integers(1, 20),
+    ranks=st.integers(2, 4),
+    epoch=st.integers(0, 3),
+)
+@settings(max_examples=100, deadline=None)
+def test_ranks_step_through_what_one_process_would(lengths: list[int], batch_size: int, ranks: int, epoch: int) -> None:
+    """Of the documents; with the padded tokens bounded for each rank, one process may cut elsewhere."""
+    if len(lengths) < ranks:
+        return
+
+    def plan(rank: int, world_size: int, batch_size: int, shuffle: bool) -> list[list[int]]:
+        whole = {"tokens_per_batch": 10**6, "world_size": world_size, "batch_size": batch_size, "shuffle": shuffle}
+        loader = batches(lengths, rank=rank, **whole)
+        loader.set_epoch(epoch)
+        return [index.tolist() for index in loader.plan()]
+
+    alone = plan(0, 1, batch_size * ranks, True)
+    if min(map(len, alone)) >= ranks:  # otherwise a rank would have nothing to do in a step
+        steps = zip(*(plan(rank, ranks, batch_size, True) for rank in range(ranks)), strict=True)
+        parts = [list(step) for step in steps]
+        assert all(max(map(len, step)) - min(map(len, step)) <= 1 for step in parts)
+        assert [sorted(i for part in step for i in part) for step in parts] == [sorted(batch) for batch in alone]
+    alone = plan(0, 1, batch_size, False)
+    dealt = [batch for rank in range(ranks) for batch in plan(rank, ranks, batch_size, False)]
+    assert sorted(dealt) == sorted(alone + [[]] * max(0, ranks - len(alone)))
 
 
 @pytest.mark.parametrize("batch_size", [32, 64])

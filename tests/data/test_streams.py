@@ -176,11 +176,14 @@ class TestRandomLengths:
 
 class TestRanks:
     @pytest.mark.parametrize("options", [{}, {"random_bptt": True}, {"shuffle": True, "direction": "backward"}])
-    @pytest.mark.parametrize("world_size", [2, 3])
-    def test_shards_side_by_side_are_the_single_stream(self, world_size: int, options: dict[str, Any]) -> None:
+    @pytest.mark.parametrize(("rows", "world_size"), [(4, 2), (6, 3), (7, 3), (2, 4)])
+    def test_shards_side_by_side_are_the_single_stream(
+        self, rows: int, world_size: int, options: dict[str, Any]
+    ) -> None:
         source = random_cache(1500)
-        single = list(LMStream(source, 2 * world_size, 17, **options))
-        shards = [list(LMStream(source, 2, 17, rank=r, world_size=world_size, **options)) for r in range(world_size)]
+        single = list(LMStream(source, rows, 17, **options))
+        ranks = [{"rank": r, "world_size": world_size} for r in range(world_size)]
+        shards = [list(LMStream(source, rows, 17, **rank, **options)) for rank in ranks]
         assert {len(shard) for shard in shards} == {len(single)}
         for step, (inputs, targets) in enumerate(single):
             assert torch.equal(torch.cat([shard[step][0] for shard in shards]), inputs)
@@ -236,7 +239,7 @@ def test_a_text_shorter_than_the_batch_is_an_error() -> None:
     source = cache([3, 4])
     assert len(list(LMStream(source, 6, 10))) == 1
     with pytest.raises(DataError) as caught:
-        LMStream(source, 4, 10, world_size=2)
+        LMStream(source, 8, 10, world_size=2)
     assert str(caught.value) == (
         "the text has 7 tokens, too few for 8 parallel streams; bring more text or lower stage.lm.batch_size"
     )
@@ -252,3 +255,24 @@ def test_windows_are_views_of_one_array(monkeypatch: pytest.MonkeyPatch) -> None
 def test_ids_above_65535_survive() -> None:
     source = TokenCache.from_documents([[2, 70_000, 99_999, 65_536]], 100_000)
     assert joined(LMStream(source, 1, 2))[1][0].tolist() == [70_000, 99_999, 65_536]
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_corpus_brought_into_order_piece_by_piece(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks much smaller than the corpus, and than a document, give the same batches; also from the middle on."""
+    documents = [[2, *range(10 + 20 * i, 10 + 20 * i + 3 * i + 1)] for i in range(6)]
+    source = TokenCache.from_documents(documents, 200)
+    whole = LMStream(source, 3, 4, direction=direction, shuffle=True, seed=5)
+    expected = list(whole)
+    monkeypatch.setattr("ulmfit.data.streams._BLOCK", 1)
+    stream = LMStream(source, 3, 4, direction=direction, shuffle=True, seed=5)
+    assert all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(stream, expected, strict=True))
+    stream.load_state_dict({**whole.state_dict(), "next_batch": 2})
+    assert torch.equal(next(iter(stream))[0], expected[2][0])
+
+
+def test_lead_in_is_what_stands_before_each_row() -> None:
+    source = TokenCache.from_documents([[2, 10, 11, 12, 13], [2, 20, 21], [2, 30, 31, 32, 33, 34]], 100)
+    lead_in = LMStream(source, batch_size=2, bptt=4).lead_in(3)
+    assert lead_in is not None and lead_in.tolist() == [source.tokens[3:6].tolist()]
+    assert LMStream(source, batch_size=1, bptt=4).lead_in(3) is None

@@ -15,7 +15,7 @@ from ulmfit.data.streams import LMStream
 class LMDataModule(lightning.LightningDataModule):
     """Training and validation streams of a language model.
 
-    `config.batch_size` is per process; validation uses the same rows in total for any number of processes.
+    `config.batch_size` is per process: W processes read what one with W times the batch size would.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class LMDataModule(lightning.LightningDataModule):
         rank, world = _place(self)
         return LMStream(
             self.train,
-            fitting_batch_size(self.train, config.batch_size, world, config.bptt),
+            max(world, fitting_batch_size(self.train, config.batch_size * world, config.bptt)),
             config.bptt,
             config.random_bptt,
             self.direction,
@@ -43,7 +43,7 @@ class LMDataModule(lightning.LightningDataModule):
         if self.valid is None:
             return []
         rank, world = _place(self)
-        rows = max(1, fitting_batch_size(self.valid, self.config.batch_size, 1) // world)
+        rows = fitting_batch_size(self.valid, self.config.batch_size * world)
         return LMStream(self.valid, rows, self.config.bptt, direction=self.direction, rank=rank, world_size=world)
 
 
@@ -93,16 +93,16 @@ class ClassifierDataModule(lightning.LightningDataModule):
         )
 
 
-def fitting_batch_size(cache: TokenCache, batch_size: int, world_size: int, bptt: int | None = None) -> int:
+def fitting_batch_size(cache: TokenCache, batch_size: int, bptt: int | None = None) -> int:
     """Fewer rows for a small text.
 
     Each row gets at least 32 tokens. With `bptt`, for training, an epoch also gets at least 32 steps as long as 8 rows
     are left: few large steps adapt a model worse than many small ones.
     """
     tokens = len(cache.tokens) - 1
-    rows = min(batch_size, tokens // (32 * world_size))
+    rows = min(batch_size, tokens // 32)
     if bptt is not None:
-        rows = min(rows, max(8, tokens // (32 * bptt * world_size)))
+        rows = min(rows, max(8, tokens // (32 * bptt)))
     return max(1, rows)
 
 

@@ -1,8 +1,8 @@
 """Document batches for classification: similar lengths together, bounded in documents and in padded tokens.
 
-Documents are sorted by length into buckets 3 % wide, longest first, and cut into batches. Shuffling permutes the
-documents inside each bucket, moves the cuts, and shuffles the batches, so the number of batches is the same in
-every epoch (schedules count on it) while padding stays at a few percent.
+Documents are sorted by length into buckets 3 % wide, longest first, and cut into steps, and a step into a batch for
+each rank. Shuffling permutes the documents inside each bucket, moves the cuts, and shuffles the steps, so that their
+number is the same in every epoch (schedules count on it) while padding stays at a few percent.
 """
 
 from __future__ import annotations
@@ -53,12 +53,15 @@ class DocumentBatches(EpochLoader):
     """Batches of whole documents for one rank. Every document comes exactly once per epoch over all ranks.
 
     A batch holds at most `batch_size` documents and at most `tokens_per_batch` tokens, padding included; a longer
-    document is a batch alone. Every rank gets the same number of batches, each with at least one document: where
-    the batches do not divide by the ranks, more and smaller ones are cut. Only if there are not documents enough
-    for that (say 5 single-document batches on 2 ranks) may some batches of short documents exceed the bounds.
-    The ranks' batches of one step have similar lengths, so no rank waits.
+    document is a batch alone.
 
-    With `shuffle` the plan is a pure function of (seed, epoch); without, it is sorted by length, longest first.
+    With `shuffle`, for training, the plan is a pure function of (seed, epoch). Every rank gets the same number of
+    batches, each with at least one document, those of one step with similar lengths, so that no rank waits; W ranks
+    step through what one with W times the `batch_size` would (where `tokens_per_batch` does not bind). Only if there
+    are not documents enough (say 5 single-document batches on 2 ranks) may some batches exceed the bounds.
+
+    Without, the plan is sorted by length, longest first, and the ranks get in turn the batches that one alone would
+    have; a rank that comes away empty-handed has one batch without documents, so that it takes part.
 
     Args:
         documents: a `TokenCache`, or arrays of token ids; each starts with the begin marker, so an empty document
@@ -67,7 +70,7 @@ class DocumentBatches(EpochLoader):
         direction: "backward" reverses the pieces after the begin marker.
 
     Raises:
-        DataError: no documents, or fewer than ranks.
+        DataError: no documents, or, with `shuffle`, fewer than ranks.
         ValueError: labels of another number than documents, a document without even the marker, a bound below 1.
     """
 
@@ -92,13 +95,14 @@ class DocumentBatches(EpochLoader):
             raise ValueError(f"rank={rank} is not below world_size={world_size}")
         super().__init__()
         self.documents = documents
+        self._mapped = documents if isinstance(documents, Documents) else None  # asked once: it takes microseconds
         self.document_lengths: Indices = (
             np.diff(documents.offsets)
             if isinstance(documents, Documents)
             else np.array([len(document) for document in documents], dtype=np.int64)
         ).astype(np.int64)
         count = len(self.document_lengths)
-        if count < world_size:
+        if count < (world_size if shuffle else 1):
             raise DataError(
                 f"There are {count} documents, fewer than the {world_size} processes; bring more or use fewer"
             )
@@ -116,11 +120,11 @@ class DocumentBatches(EpochLoader):
         self.rank = rank
         self.world_size = world_size
         self._plan: tuple[int, list[Indices]] | None = None
-        self._cuts = _Cuts(self.document_lengths, batch_size, tokens_per_batch, world_size)
+        self._cuts = _Cuts(self.document_lengths, batch_size, tokens_per_batch, world_size if shuffle else 1)
 
     def __len__(self) -> int:
-        """Batches of this rank, the same in every epoch and on every rank."""
-        return self._cuts.batches // self.world_size
+        """Batches of this rank, the same in every epoch and, with `shuffle`, on every rank."""
+        return self._cuts.steps if self.shuffle else len(self.plan())
 
     def __iter__(self) -> Iterator[DocumentBatch]:
         plan = self.plan()
@@ -136,17 +140,20 @@ class DocumentBatches(EpochLoader):
             rng = np.random.default_rng([self.seed, self.epoch]) if self.shuffle else None
             order, borders = self._cuts.draw(rng)
             batches = [order[a:b] for a, b in pairwise(borders)]
-            # Neighbours have similar lengths, so a step takes `world_size` of them.
-            steps = np.arange(len(batches)).reshape(-1, self.world_size)
-            if rng is not None:
-                steps = rng.permuted(rng.permutation(steps), axis=1)
-            self._plan = (key, [batches[i] for i in steps[:, self.rank]])
+            if rng is None:
+                dealt = batches[self.rank :: self.world_size] or [order[:0]]
+            else:
+                batches = [part for step in batches for part in np.array_split(step, self.world_size)]
+                steps = np.arange(len(batches)).reshape(-1, self.world_size)
+                steps = rng.permuted(rng.permutation(steps), axis=1)  # also who gets the longer documents
+                dealt = [batches[i] for i in steps[:, self.rank]]
+            self._plan = (key, dealt)
         return self._plan[1]
 
     def padding_share(self) -> float:
         """The share of this epoch's padded tokens on this rank that is padding."""
         lengths = [self.document_lengths[index] for index in self.plan()]
-        padded = sum(int(batch.max()) * len(batch) for batch in lengths)
+        padded = sum(int(batch.max(initial=0)) * len(batch) for batch in lengths)
         return 1 - sum(int(batch.sum()) for batch in lengths) / padded
 
     def _layout(self) -> dict[str, int]:
@@ -160,7 +167,7 @@ class DocumentBatches(EpochLoader):
 
     def _batch(self, index: Indices) -> DocumentBatch:
         lengths = self.document_lengths[index]
-        tokens = np.full((len(index), int(lengths.max())), self.pad_id, dtype=np.int64)  # (B, T)
+        tokens = np.full((len(index), int(lengths.max(initial=0))), self.pad_id, dtype=np.int64)  # (B, T)
         for row, i in enumerate(index):
             document = self._document(int(i))
             tokens[row, : len(document)] = document
@@ -174,61 +181,63 @@ class DocumentBatches(EpochLoader):
         )
 
     def _document(self, index: int) -> npt.NDArray[Any]:
-        if isinstance(self.documents, Documents):
-            return self.documents.document(index)
+        if self._mapped is not None:
+            return self._mapped.document(index)
+        assert isinstance(self.documents, Sequence)
         return self.documents[index]
 
 
 class _Cuts:
-    """Where batches may end in a list of documents sorted by bucket.
+    """Where steps may end in a list of documents sorted by bucket; a step is a batch on each of `world_size` ranks.
 
     Sizes are judged by the upper edge of a document's bucket, so the cuts fit any order inside the buckets.
     """
 
     def __init__(self, lengths: Indices, batch_size: int, tokens_per_batch: int, world_size: int) -> None:
         self.lengths = lengths
+        self.least = world_size  # documents of a step
         self.buckets = np.ceil(np.log(lengths) / np.log(_BUCKET_WIDTH) - 1e-9).astype(np.int64)
         edges = np.floor(_BUCKET_WIDTH ** np.sort(self.buckets)[::-1] + 1e-6).astype(np.int64)
         edges = np.maximum(edges, np.sort(lengths)[::-1])  # rounding
-        self.capacity: Indices = np.clip(tokens_per_batch // edges, 1, batch_size)
+        self.capacity: Indices = np.clip(tokens_per_batch // edges, 1, batch_size) * world_size
         count = len(lengths)
-        self.batches = -(-self._fewest() // world_size) * world_size
-        self.squeezed = self.batches > count
+        self.steps = self._fewest()
+        self.squeezed = self.steps * world_size > count
         if self.squeezed:  # not enough documents to give every rank one: allow fuller batches instead
-            self.batches = count // world_size * world_size
-            while self._fewest() > self.batches:
-                self.capacity = self.capacity + 1
+            self.steps = count // world_size
+            while self._fewest() > self.steps:
+                self.capacity = self.capacity + world_size
 
     def _fewest(self) -> int:
-        """The number of batches when each is as full as it may be."""
-        batches = start = 0
+        """The number of steps when each is as full as it may be."""
+        steps = start = 0
         while start < len(self.capacity):
             start += int(self.capacity[start])
-            batches += 1
-        return batches
+            steps += 1
+        return steps
 
     def draw(self, rng: np.random.Generator | None) -> tuple[Indices, list[int]]:
-        """An order of the documents and the borders of `self.batches` batches in it.
+        """An order of the documents and the borders of `self.steps` steps in it.
 
-        The last batch of a full packing may be nearly empty; its gap is shared between both ends, by a random share
+        The last step of a full packing may be nearly empty; its gap is shared between both ends, by a random share
         when shuffling, which also keeps the same neighbours from meeting in every epoch.
         """
-        count, batches = len(self.capacity), self.batches
+        count, least = len(self.capacity), self.least
         if rng is None:
             order = np.argsort(-self.lengths, kind="stable")
         else:
             shuffled = rng.permutation(count)
             order = shuffled[np.argsort(-self.buckets[shuffled], kind="stable")]
         share = 0.0 if self.squeezed else 0.5 if rng is None else rng.uniform(0.25, 0.75)
-        # earliest[k]: from here on, k batches can hold the rest. Capacities rise, so positions + capacity do too.
+        # earliest[k]: from here on, k steps can hold the rest. Capacities rise, so positions + capacity do too.
         reach = np.arange(count) + self.capacity
         earliest = [count]
-        for _ in range(batches):
+        for _ in range(self.steps):
             earliest.append(int(np.searchsorted(reach, earliest[-1])))
         borders, latest, position = [0], 0, 0
-        for left in range(batches - 1, -1, -1):
-            low = max(earliest[left], position + 1)
-            latest = min(latest + int(self.capacity[latest]), count - left)
+        for left in range(self.steps - 1, -1, -1):
+            low = max(earliest[left], position + least)
+            latest = min(latest + int(self.capacity[latest]), count - left * least)
             position = min(max(low, round(low + share * (latest - low))), position + int(self.capacity[position]))
             borders.append(position)
         return order, borders

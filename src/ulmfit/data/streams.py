@@ -1,4 +1,4 @@
-"""Language-model batches: B contiguous streams cut into windows, as views of one flat tensor."""
+"""Language-model batches: B contiguous streams cut into windows, read from a memory map of any size."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from ulmfit.errors import DataError
 _BPTT_SPREAD = 5.0  # standard deviation of random window lengths (Merity et al. 2017, section 4.1)
 _SHORT_SHARE = 0.05  # share of windows drawn around bptt / 2
 _SHORTEST = 5
+_BLOCK = 1 << 22  # tokens brought into order at a time, all rows together
 
 
 class LMStream(EpochLoader):
     """(inputs, targets) windows of B parallel streams, each (B, T) int64; targets are the inputs' next tokens.
 
     Row r of an epoch reads tokens [r * L, (r + 1) * L) of the documents in this epoch's order, L = (N - 1) // rows;
-    consecutive batches are consecutive windows, so the hidden state carries over. With `world_size` ranks the
-    rows of the global batch are dealt out in blocks; every rank has the same number of batches.
+    consecutive batches are consecutive windows, so the hidden state carries over. With `world_size` ranks the rows
+    are dealt out in blocks whose sizes differ by one at most, so the ranks together read what one alone would, batch
+    by batch; every rank has the same number of batches. Fewer than `rows` tokens at the end are left out (`tail`),
+    in each epoch others if documents are shuffled.
 
     Everything is a pure function of (seed, epoch, batch index): a resumed run sees the same windows.
 
     Args:
-        batch_size: rows of this rank.
+        batch_size: rows of all ranks together. A rank has none (batches of no rows) if there are more ranks.
         bptt: window length, exact unless `random_bptt`.
         random_bptt: lengths from N(bptt, 5), in 5 % of cases N(bptt / 2, 5); their number per epoch stays fixed.
         direction: "backward" reverses each document after its begin marker.
@@ -60,14 +63,14 @@ class LMStream(EpochLoader):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        rows = batch_size * world_size
-        self.row_length = (len(cache.tokens) - 1) // rows
+        self.rows = range(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)  # of this rank
+        self.row_length = (len(cache.tokens) - 1) // batch_size
         if self.row_length < 1:
             raise DataError(
-                f"the text has {len(cache.tokens)} tokens, too few for {rows} parallel streams; "
+                f"the text has {len(cache.tokens)} tokens, too few for {batch_size} parallel streams; "
                 "bring more text or lower stage.lm.batch_size"
             )
-        self._flat: tuple[int, Tokens] | None = None
+        self._ordered: tuple[int, _Order] | None = None
 
     def __len__(self) -> int:
         return len(self._lengths())
@@ -75,31 +78,44 @@ class LMStream(EpochLoader):
     @property
     def tokens_per_epoch(self) -> int:
         """Targets this rank predicts in an epoch."""
-        return self.batch_size * self.row_length
+        return len(self.rows) * self.row_length
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        flat = self._ordered()
-        first_row = self.rank * self.batch_size
-        begin = first_row * self.row_length
-        end = begin + self.batch_size * self.row_length
-        inputs = flat[begin:end].reshape(self.batch_size, self.row_length)
-        targets = flat[begin + 1 : end + 1].reshape(self.batch_size, self.row_length)
         borders = np.concatenate([[0], np.cumsum(self._lengths())])
-        start = self._take_start()
         batches = len(borders) - 1
-        for i in range(start, batches):
-            window = slice(borders[i], borders[i + 1])
+        at_once = max(1, _BLOCK // (self.bptt * max(1, len(self.rows))))  # windows
+        block, first, end = np.empty((0, 0), dtype=np.int64), 0, 0
+        for i in range(self._take_start(), batches):
+            if i >= end:
+                end = min(batches, i + at_once)
+                first = borders[i]
+                block = self._block(int(first), int(borders[end]) + 1)
+            window = block[:, borders[i] - first : borders[i + 1] - first + 1]
             # Lightning never exhausts a loader that has a length: wrap around with the last batch, not after it.
             self._next = (i + 1) % batches
-            yield _tensor(inputs[:, window]), _tensor(targets[:, window])
+            yield _tensor(window[:, :-1]), _tensor(window[:, 1:])
 
     def tail(self) -> tuple[Tensor, Tensor] | None:
         """What `__iter__` leaves over after the last row, (1, T) each: fewer tokens than there are rows."""
-        flat = self._ordered()
-        begin = self.batch_size * self.world_size * self.row_length
-        if begin >= len(flat) - 1:
+        begin, end = self.batch_size * self.row_length, len(self.cache.tokens)
+        if begin >= end - 1:
             return None
-        return _tensor(flat[None, begin:-1]), _tensor(flat[None, begin + 1 :])
+        rest = self._order().read(begin, end)[None]
+        return _tensor(rest[:, :-1]), _tensor(rest[:, 1:])
+
+    def lead_in(self, steps: int) -> Tensor | None:
+        """The `steps` tokens before each row but the first, (rows - 1, steps); None if there is but one row."""
+        order = self._order()
+        begins = [row * self.row_length for row in self.rows if row > 0]
+        return _tensor(np.stack([order.read(max(0, at - steps), at) for at in begins])) if begins else None
+
+    def _block(self, begin: int, end: int) -> Tokens:
+        """Tokens [begin, end) of each row, (rows, end - begin)."""
+        order = self._order()
+        block = np.empty((len(self.rows), end - begin), dtype=self.cache.tokens.dtype)
+        for i, row in enumerate(self.rows):
+            block[i] = order.read(row * self.row_length + begin, row * self.row_length + end)
+        return block
 
     def _layout(self) -> dict[str, int]:
         return {
@@ -128,30 +144,45 @@ class LMStream(EpochLoader):
         lengths = 1 + np.diff(np.rint(rest).astype(np.int64), prepend=0)
         return lengths
 
-    def _ordered(self) -> Tokens:
-        """The epoch's documents one after the other. Order and direction untouched: the memory map itself."""
-        if not self.shuffle and self.direction == "forward":
-            return self.cache.tokens
+    def _order(self) -> _Order:
+        """The epoch's documents one after the other."""
         key = self.epoch if self.shuffle else -1
-        if self._flat is None or self._flat[0] != key:
-            order = np.arange(len(self.cache))
+        if self._ordered is None or self._ordered[0] != key:
+            order = None
             if self.shuffle:
-                order = np.random.default_rng([self.seed, self.epoch, 0]).permutation(order)
-            self._flat = (key, _gather(self.cache, order, self.direction == "backward"))
-        return self._flat[1]
+                order = np.random.default_rng([self.seed, self.epoch, 0]).permutation(len(self.cache))
+            self._ordered = (key, _Order(self.cache, order, self.direction == "backward"))
+        return self._ordered[1]
 
 
-def _gather(cache: TokenCache, order: npt.NDArray[np.int64], backward: bool) -> Tokens:
-    flat: Tokens = np.empty(len(cache.tokens), dtype=cache.tokens.dtype)
-    position = 0
-    for index in order:
-        document = cache.document(int(index))
-        end = position + len(document)
-        flat[position:end] = document
-        if backward:
-            flat[position + 1 : end] = document[:0:-1]
-        position = end
-    return flat
+class _Order:
+    """Documents in an order of their own, read from the memory map piece by piece, so of any size.
+
+    Args:
+        order: their indices; None: as they are.
+        backward: each reversed after its begin marker.
+    """
+
+    def __init__(self, cache: TokenCache, order: npt.NDArray[np.int64] | None, backward: bool) -> None:
+        self.cache, self.order, self.backward = cache, order, backward
+        self.starts = cache.offsets if order is None else np.concatenate([[0], np.cumsum(cache.lengths[order])])
+
+    def read(self, begin: int, end: int) -> Tokens:
+        """Tokens [begin, end) of all documents one after the other."""
+        if self.order is None and not self.backward:
+            return self.cache.tokens[begin:end]
+        out = np.empty(end - begin, dtype=self.cache.tokens.dtype)
+        position = begin
+        index = int(np.searchsorted(self.starts, begin, side="right")) - 1
+        while position < end:
+            start, stop = int(self.starts[index]), int(self.starts[index + 1])
+            upto = min(stop, end)
+            document = self.cache.document(index if self.order is None else int(self.order[index]))
+            if self.backward:
+                document = np.concatenate([document[:1], document[:0:-1]])
+            out[position - begin : upto - begin] = document[position - start : upto - start]
+            position, index = upto, index + 1
+        return out
 
 
 def _tensor(window: Tokens) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ulmfit.nn import synchronised
+
 
 class TiedDecoder(nn.Module):
     """Softmax layer whose matrix is the embedding's; it owns only the bias (V,)."""
@@ -42,6 +44,10 @@ class ConcatPool:
             zeros, torch.full_like(zeros, -torch.inf), zeros, torch.zeros(batch, device=like.device, dtype=torch.int64)
         )
 
+    def __getitem__(self, rows: slice) -> ConcatPool:
+        """Some of the documents."""
+        return ConcatPool(self.last[rows], self.maximum[rows], self.total[rows], self.count[rows])
+
     def add(self, hidden: Tensor, position: Tensor, lengths: Tensor, max_len: int) -> ConcatPool:
         """Pool a chunk: `hidden` (B, T, E) at `position` (T,) of documents of `lengths` (B,).
 
@@ -64,13 +70,18 @@ class ConcatPool:
 
 
 class ClassifierHead(nn.Module):
-    """Blocks of batch norm, dropout, linear; ReLU between them (Howard & Ruder 2018, section 3.3)."""
+    """Blocks of batch norm, dropout, linear; ReLU between them (Howard & Ruder 2018, section 3.3).
+
+    With `across_processes`, which is plain data as the dropout is, batch norm takes in training the statistics of the
+    batches of all processes; all of them have to call it then.
+    """
 
     def __init__(self, inputs: int, hidden: int, classes: int, dropout: Sequence[float] = (0.4, 0.1)) -> None:
         super().__init__()
         sizes = [inputs, hidden, classes]
         self.hidden, self.classes = hidden, classes
         self.dropout = tuple(dropout)
+        self.across_processes = False
         self.norms = nn.ModuleList(nn.BatchNorm1d(n) for n in sizes[:-1])
         self.linears = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))
 
@@ -80,16 +91,18 @@ class ClassifierHead(nn.Module):
         for i, (norm, linear) in enumerate(zip(self.norms, self.linears, strict=True)):
             if i > 0:
                 x = F.relu(x)
-            x = _batch_norm(norm, x)
+            x = _batch_norm(norm, x, self.across_processes)
             x = F.dropout(x, self.dropout[i], self.training)
             x = linear(x)
         return x
 
 
-def _batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
+def _batch_norm(norm: nn.Module, x: Tensor, across_processes: bool) -> Tensor:
+    assert isinstance(norm, nn.BatchNorm1d)
+    if norm.training and across_processes and synchronised.several_processes():
+        return synchronised.batch_norm(norm, x)
     if norm.training and x.size(0) == 1:
         # The variance of one row is undefined; torch raises.
-        assert isinstance(norm, nn.BatchNorm1d)
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
     out: Tensor = norm(x)
     return out

@@ -70,11 +70,25 @@ class LanguageModel(nn.Module):
         return [*self.encoder.rnns, nn.ModuleList([self.encoder.embedding, self.decoder])]
 
 
+class Penalty(NamedTuple):
+    """AR and TAR, each a mean, and over how many steps of documents and pairs of neighbouring steps."""
+
+    ar: Tensor
+    tar: Tensor
+    steps: int
+    pairs: int
+
+
 class ClassifierOutput(NamedTuple):
-    """Logits (B, C) and, when training with AR/TAR, the penalty."""
+    """Logits (B, C) and what AR/TAR add to the loss when training (zeros else)."""
 
     logits: Tensor
-    penalty: Tensor
+    parts: Penalty
+
+    @property
+    def penalty(self) -> Tensor:
+        """AR and TAR together."""
+        return self.parts.ar + self.parts.tar
 
 
 class TextClassifier(nn.Module):
@@ -105,37 +119,48 @@ class TextClassifier(nn.Module):
         self, tokens: Tensor, lengths: Tensor, ar_alpha: float = 0.0, tar_beta: float = 0.0
     ) -> ClassifierOutput:
         """Logits and the AR/TAR penalty over the pooled steps."""
-        features, penalty = self.pool(tokens, lengths, ar_alpha, tar_beta)
-        return ClassifierOutput(self.head(features), penalty)
+        features, parts = self.pool(tokens, lengths, ar_alpha, tar_beta)
+        return ClassifierOutput(self.head(features), parts)
 
     def pool(
         self, tokens: Tensor, lengths: Tensor, ar_alpha: float = 0.0, tar_beta: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        """Features [last, max, mean] (B, 3 * E) and the AR/TAR penalty.
+    ) -> tuple[Tensor, Penalty]:
+        """Features [last, max, mean] (B, 3 * E) and the AR/TAR penalty over pooled steps; TAR inside chunks.
 
         A chunk that no document pools is read without an autograd graph: "gradients are back-propagated to the
         batches whose hidden states contributed to the final prediction" (Howard & Ruder 2018, section 3.3).
         """
+        lengths, order = lengths.sort(descending=True, stable=True)
+        tokens = tokens[order]
         pool = ConcatPool.empty(tokens.size(0), self.encoder.architecture.embedding_dim, tokens)
         pooled = [(max(n - self.max_len, 0), n) for n in lengths.tolist()]  # steps [first, end) of each document
-        penalty = torch.zeros((), device=tokens.device)
-        weight = 0  # pooled steps of all documents
+        finished: list[Tensor] = []  # features of documents that ended, shortest first
+        ar = tar = torch.zeros((), device=tokens.device)  # sums over what `all_steps` and `all_pairs` count
+        all_steps = all_pairs = 0
         state: State | None = None
         for start in range(0, tokens.size(1), self.bptt):
-            chunk = tokens[:, start : start + self.bptt]  # (B, t)
+            unread = max(1, sum(end > start for _, end in pooled))  # documents that go on
+            if unread < len(pooled):
+                finished.append(pool[unread:].features())
+                pool, pooled, lengths = pool[:unread], pooled[:unread], lengths[:unread]
+                state = None if state is None else [(h[:, :unread], c[:, :unread]) for h, c in state]
+            chunk = tokens[:unread, start : start + self.bptt]  # (B, t)
             position = torch.arange(start, start + chunk.size(1), device=tokens.device)
-            steps = sum(max(0, min(end, start + chunk.size(1)) - max(first, start)) for first, end in pooled)
+            inside = [min(end, start + chunk.size(1)) - max(first, start) for first, end in pooled]
+            steps, pairs = sum(max(0, n) for n in inside), sum(max(0, n - 1) for n in inside)
             with torch.set_grad_enabled(torch.is_grad_enabled() and steps > 0):
                 hidden, state = self.encoder(chunk, state)  # (B, t, E)
             state = detach(state)
             if steps == 0:
                 continue
             pool = pool.add(hidden, position, lengths, self.max_len)
+            all_steps, all_pairs = all_steps + steps, all_pairs + pairs
             if self.training and (ar_alpha > 0 or tar_beta > 0):
                 mask = (position < lengths[:, None]) & (position >= lengths[:, None] - self.max_len)
-                penalty = penalty + steps * activation_regularisation(hidden, hidden, ar_alpha, tar_beta, mask)
-                weight += steps
-        return pool.features(), penalty / max(weight, 1)
+                ar = ar + steps * activation_regularisation(hidden, hidden, ar_alpha, 0.0, mask)
+                tar = tar + pairs * activation_regularisation(hidden, hidden, 0.0, tar_beta, mask)
+        features = torch.cat([pool.features(), *reversed(finished)])[order.argsort()]
+        return features, Penalty(ar / max(all_steps, 1), tar / max(all_pairs, 1), all_steps, all_pairs)
 
     def layer_groups(self) -> list[nn.Module]:
         """[embedding, rnn 0, ..., rnn N-1, head], lowest first."""

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ulmfit.config import FitConfig
 from ulmfit.nn.models import LanguageModel, TextClassifier
+from ulmfit.nn.synchronised import several_processes
 from ulmfit.optim.groups import discriminative_rates, parameter_groups
+from ulmfit.training.metrics import TokenLoss
+from ulmfit.training.processes import from_all
+
+
+class Shares(NamedTuple):
+    """What this process's batch is among the batches of all processes.
+
+    Attributes:
+        mean: of the loss over all processes.
+        factors: for each count, by what this process's mean over it is to be multiplied. If the loss of any process is
+            not a finite number, the first factor is not either, in all of them: so they stop together.
+        totals: each count over all processes.
+    """
+
+    mean: Tensor
+    factors: list[float | Tensor]
+    totals: list[float | Tensor]
 
 
 class UlmfitModule(lightning.LightningModule):
@@ -22,6 +41,9 @@ class UlmfitModule(lightning.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
+        self.train_loss = TokenLoss()  # of this epoch, per token or document
+        self.resumed_loss: float | None = None  # the same where a checkpoint left off
+        self._resumed_sums: tuple[float, int] | None = None
         self._random_state: dict[str, Any] | None = None
 
     def layer_groups(self) -> list[nn.Module]:
@@ -49,34 +71,76 @@ class UlmfitModule(lightning.LightningModule):
         if gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
-    def log_training(self, loss: Tensor, size: int) -> None:
-        """Loss and the rate of each layer group that is not frozen, as often as the trainer logs."""
-        self.log("train_loss", loss.detach(), on_step=True, on_epoch=True, batch_size=size)
+    def over_processes(self, loss: Tensor, *counts: float | Tensor) -> Shares:
+        """Makes means over this process's batch parts of means over the batches of all processes.
+
+        Gradients are averaged over the processes, each with the same weight, however much it read.
+
+        Args:
+            loss: a mean over the first of `counts`.
+            counts: what means are taken over: tokens, documents, or their weights.
+        """
+        if not several_processes():
+            return Shares(loss.detach(), [1.0] * len(counts), list(counts))
+        local = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=loss.device) for n in counts])
+        totals = torch.cat([loss.detach().double()[None] * local[:1], local])
+        dist.all_reduce(totals)
+        mean, totals = (totals[0] / totals[1]).float(), totals[1:]
+        factors = torch.where(totals > 0, dist.get_world_size() * local / totals, 0.0).float()
+        factors[0] = torch.where(torch.isfinite(mean), factors[0], torch.nan)
+        return Shares(mean, list(factors), list(totals))
+
+    def log_training(self, loss: Tensor, size: float | Tensor) -> None:
+        """Loss and the rate of each layer group that is not frozen, as often as the trainer logs.
+
+        Args:
+            loss: mean over the batches of all processes.
+            size: tokens or documents of all of them.
+        """
+        self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False, batch_size=1)
+        self.train_loss.update(loss.detach() * size, size)
+        self.log("train_loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=1)
         groups = self.trainer.optimizers[0].param_groups
         training = [g for g in groups if any(p.requires_grad for p in g["params"])]  # a frozen group has no rate
         rates = {f"lr_{g['group']}": float(g["lr"]) for g in training}
-        self.log_dict(rates, on_step=True, on_epoch=False, batch_size=size)
+        self.log_dict(rates, on_step=True, on_epoch=False, batch_size=1)
+
+    def on_train_epoch_start(self) -> None:
+        self.train_loss.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["random_state"] = {
+        # With several processes all have the same sums.
+        checkpoint["train_loss"] = [float(self.train_loss.total), int(self.train_loss.count)]
+        state = {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             # Only plain values: checkpoints are read with weights_only=True.
             "numpy": _plain(np.random.get_state()),
             "python": _plain(random.getstate()),
         }
+        checkpoint["random_state"] = from_all(state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._random_state = checkpoint.get("random_state")
+        total, count = checkpoint.get("train_loss", (0.0, 0))
+        self._resumed_sums = (total, count) if count else None
+        self.resumed_loss = total / count if count else None
+        states = checkpoint["random_state"]
+        self._random_state = states[self.global_rank] if isinstance(states, list) else states  # one before version 0.2
 
     def on_train_start(self) -> None:
         # A short training is logged more often, so that there is a curve to see.
         total = int(min(self.trainer.estimated_stepping_batches, 1 << 30))
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         self.trainer.log_every_n_steps = max(1, min(every, total // 20))  # type: ignore[attr-defined]
+        if self._resumed_sums is not None:  # an epoch that starts sets them to zero again
+            self.train_loss.total.fill_(self._resumed_sums[0])
+            self.train_loss.count.fill_(self._resumed_sums[1])
+            self._resumed_sums = None
         # Not earlier: building the loaders and the sanity checks draw random numbers too.
         state, self._random_state = self._random_state, None
         if state is None:
+            if self.trainer.world_size > 1:  # dropout of its own in each process; rank 0 draws as one alone would
+                torch.manual_seed(torch.initial_seed() + self.global_rank)
             return
         torch.set_rng_state(state["torch"].cpu())
         if state["cuda"] and torch.cuda.is_available():

@@ -35,21 +35,28 @@ class ClassifierModule(UlmfitModule):
         self.valid_loss = TokenLoss()  # here: per document
         self.weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
 
+    def on_fit_start(self) -> None:
+        self.model.head.across_processes = self.trainer.world_size > 1
+
+    def on_fit_end(self) -> None:
+        self.model.head.across_processes = False
+
     def training_step(self, batch: DocumentBatch, batch_idx: int) -> Tensor:
         config = self.config
         out = self.model.classify(batch.tokens, batch.lengths, config.ar_alpha, config.tar_beta)
-        loss = F.cross_entropy(
-            out.logits,
-            batch.labels,
-            weight=None if self.weights is None else self.weights.to(out.logits.device, out.logits.dtype),
-            label_smoothing=config.label_smoothing,
-        )
-        self.log_training(loss, len(batch.labels))
-        return loss + out.penalty
+        weights = None if self.weights is None else self.weights.to(out.logits.device, out.logits.dtype)
+        loss = F.cross_entropy(out.logits, batch.labels, weight=weights, label_smoothing=config.label_smoothing)
+        documents = len(batch.labels)
+        weight = documents if weights is None else weights[batch.labels].sum()
+        shares = self.over_processes(loss, weight, out.parts.steps, out.parts.pairs, documents)
+        self.log_training(shares.mean, shares.totals[-1])
+        share, of_steps, of_pairs, _ = shares.factors
+        return loss * share + (out.parts.ar * of_steps + out.parts.tar * of_pairs)
 
     def validation_step(self, batch: DocumentBatch, batch_idx: int) -> None:
-        logits = self.model(batch.tokens, batch.lengths).float()
-        self.valid_loss.update(F.cross_entropy(logits, batch.labels, reduction="sum"), len(batch.labels))
-        self.valid_metrics.update(logits, batch.labels)
+        if len(batch.labels) > 0:  # with few documents there are ranks without any
+            logits = self.model(batch.tokens, batch.lengths).float()
+            self.valid_loss.update(F.cross_entropy(logits, batch.labels, reduction="sum"), len(batch.labels))
+            self.valid_metrics.update(logits, batch.labels)
         self.log("valid_loss", self.valid_loss, on_epoch=True, batch_size=len(batch.labels))
         self.log_dict(self.valid_metrics, on_epoch=True, batch_size=len(batch.labels))

@@ -48,12 +48,6 @@ def own_randomness() -> Iterator[None]:
             torch.cuda.set_rng_state_all(on_gpu)
 
 
-def wait_for_all() -> None:
-    """Where several processes train: until all are here, so that what rank 0 wrote is there for the others."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
 def new_language_model(
     model: ModelConfig, tokenizer: Tokenizer, frequencies: TokenCache | None = None
 ) -> LanguageModel:

@@ -11,6 +11,7 @@ from ulmfit.nn.awd_lstm import State, detach
 from ulmfit.nn.models import LanguageModel
 from ulmfit.training.base import UlmfitModule
 from ulmfit.training.metrics import TokenLoss, TokenPerplexity
+from ulmfit.training.processes import from_all
 
 
 class LMModule(UlmfitModule):
@@ -36,6 +37,7 @@ class LMModule(UlmfitModule):
         self._train_state, self._resumed_state = self._resumed_state, None
 
     def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
         self._train_state = None  # new streams start at zeros
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -44,27 +46,32 @@ class LMModule(UlmfitModule):
             tokens, targets, self._train_state, self.config.ar_alpha, self.config.tar_beta, self.config.tokens_per_chunk
         )
         self._train_state = detach(out.state)
-        self.log_training(out.cross_entropy, tokens.numel())
-        return out.cross_entropy + out.penalty
+        shares = self.over_processes(out.cross_entropy, tokens.numel())
+        self.log_training(shares.mean, shares.totals[0])
+        return (out.cross_entropy + out.penalty) * shares.factors[0]
 
     def on_validation_epoch_start(self) -> None:
         self._valid_state = None
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         tokens, targets = batch
-        total, state = self.model.total_nll(tokens, targets, self._valid_state, self.config.tokens_per_chunk)
-        self._valid_state = detach(state)
-        self.valid_loss.update(total, targets.numel())
-        self.valid_perplexity.update(total, targets.numel())
+        if len(tokens) > 0:  # with little text there are ranks without a row
+            total, state = self.model.total_nll(tokens, targets, self._valid_state, self.config.tokens_per_chunk)
+            self._valid_state = detach(state)
+            self.valid_loss.update(total, targets.numel())
+            self.valid_perplexity.update(total, targets.numel())
         self.log("valid_loss", self.valid_loss, on_epoch=True)
         self.log("valid_perplexity", self.valid_perplexity, on_epoch=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["hidden_state"] = self._train_state
+        state = self._train_state
+        checkpoint["hidden_state"] = from_all(None if state is None else [(h.cpu(), c.cpu()) for h, c in state])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint.get("hidden_state")
+        state = checkpoint["hidden_state"]
+        if state and not isinstance(state[0], tuple):  # that of each rank; before version 0.2 there was one
+            state = state[self.global_rank]
         if state is not None:
             self._resumed_state = [(h.to(self.device), c.to(self.device)) for h, c in state]

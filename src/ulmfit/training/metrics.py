@@ -26,10 +26,10 @@ class TokenLoss(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, total: Tensor, count: int) -> None:
+    def update(self, total: Tensor, count: float | Tensor) -> None:
         """Add the summed negative log-likelihood of `count` tokens."""
         self.total += total.to(self.total.device, torch.float64)
-        self.count += count
+        self.count += torch.as_tensor(count, dtype=torch.int64, device=self.count.device)
 
     def compute(self) -> Tensor:
         """Mean in nats."""
