@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ulmfit.errors import BundleError
 from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
 from ulmfit.nn.heads import ClassifierHead
+from ulmfit.pickled_data import refuse_expansion
 
 # Nothing in an encoder's file, "0." in a language model, "0.module." in a classifier.
 _IN_MODEL = r"(?:0\.)?(?:module\.)?"
@@ -126,6 +127,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BundleError(f"no file {path}, expected a fastai checkpoint; {_SAVE}")
     try:
+        refuse_expansion(path)
         with torch.serialization.safe_globals(_IN_OPTIMISERS):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are not its own

@@ -7,8 +7,11 @@ instruction by which a name in the file could reach Python's import or a call.
 
 from __future__ import annotations
 
+import mmap
 import pickletools
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # Containers that vocabularies come in, as what they are here. Their classes are neither imported nor called.
@@ -44,6 +47,32 @@ def read_pickled_data(content: bytes) -> object:
         return machine.stack.pop()
     except (IndexError, KeyError) as error:
         raise ValueError("it is damaged") from error
+
+
+def refuse_expansion(path: Path) -> None:
+    """See that a file of torch takes about as much memory as it has bytes, however hostile it is.
+
+    torch itself (`weights_only=True`) runs nothing in it, but would inflate what is compressed, which torch never
+    writes, and make byte arrays of any size.
+
+    Raises:
+        OSError, ValueError, zipfile.BadZipFile: it cannot be read, or would take more.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError("it is empty")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for name in (b"builtins\nbytearray\n", b"__builtin__\nbytearray\n"):
+            if content.find(name) >= 0:
+                raise ValueError("it makes byte arrays")
+        if content[:4] != b"PK\x03\x04":
+            return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed")
+    if sum(entry.file_size for entry in entries) > size:
+        raise ValueError("its entries overlap")
 
 
 class _Machine:

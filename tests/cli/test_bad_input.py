@@ -9,12 +9,13 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 
 from ulmfit.cli import main
+from ulmfit.tasks.scoring import confusion_of
 from ulmfit.text.tokenizer import Tokenizer
 
 ROWS = [
@@ -124,7 +126,17 @@ def standard_input(monkeypatch: pytest.MonkeyPatch, content: bytes, terminal: bo
 
 # ----------------------------------------------------------------------------------------------- data files
 
-DATA: dict[str, tuple[Sequence[str], Mapping[str, Content], Sequence[str]]] = {
+
+def parquet(**columns: list[Any]) -> bytes:
+    pyarrow = pytest.importorskip("pyarrow")
+    content = io.BytesIO()
+    pytest.importorskip("pyarrow.parquet").write_table(
+        pyarrow.table(columns), content, compression="none", use_dictionary=False
+    )
+    return content.getvalue()
+
+
+DATA: dict[str, tuple[Sequence[str], Mapping[str, Content | Callable[[], bytes]], Sequence[str]]] = {
     "missing file": ([*CLASSIFIER, "dataset.path=reviws.csv"], {"reviews.csv": CSV}, ["did you mean 'reviews.csv'"]),
     "missing folder": ([*CLASSIFIER, "dataset.path=no/d.csv"], {}, ["no folder no", "no/d.csv"]),
     "missing text column": ([*CLASSIFIER, OWN, "dataset.text=txt"], {"d.csv": CSV}, ["'txt'", "'label'", "'text'?"]),
@@ -147,6 +159,123 @@ DATA: dict[str, tuple[Sequence[str], Mapping[str, Content], Sequence[str]]] = {
     "no encoding": ([*LM, OWN, "dataset.encoding=utf-99"], {"d.csv": CSV}, ["utf-99", "try utf-8"]),
     "no encoding of text": ([*LM, OWN, "dataset.encoding=base64"], {"d.csv": CSV}, ["base64"]),
     "NUL bytes": ([*CLASSIFIER, OWN], {"d.csv": CSV.replace("broken", "bro\0ken", 1)}, ["NUL byte at position"]),
+    "utf-16 cut off": (
+        [*CLASSIFIER, OWN, "dataset.encoding=utf-16"],
+        {"d.csv": CSV.encode("utf-16")[:-1]},
+        ["not valid utf-16"],
+    ),
+    "not utf-32": ([*LM, OWN, "dataset.encoding=utf-32"], {"d.csv": CSV}, ["utf-32"]),
+    "a byte that cp1252 has not": (
+        [*LM, OWN, "dataset.encoding=cp1252"],
+        {"d.csv": CSV.encode() + b"\x81,account\n"},
+        ["not valid cp1252", "0x81"],
+    ),
+    "not gb18030": ([*LM, OWN, "dataset.encoding=gb18030"], {"d.csv": CSV.encode() + b"\xff,a\n"}, ["gb18030", "0xff"]),
+    "surrogates written as utf-8": (
+        [*CLASSIFIER, OWN],
+        {"d.csv": CSV.encode() + b"\xed\xa0\x80,account\n"},
+        ["not valid utf-8", "0xed"],
+    ),
+    "NUL bytes, language model": ([*LM, "dataset.path=d.txt"], {"d.txt": "a b\0c\n" * 40}, ["NUL byte at position 3"]),
+    "NUL in JSON": ([*LM, "dataset.path=d.jsonl"], {"d.jsonl": '{"text": "a\\u0000b"}\n'}, ["line 1", "NUL character"]),
+    "ragged TSV": (
+        [*CLASSIFIER, "dataset.path=d.tsv"],
+        {"d.tsv": CSV.replace(",", "\t") + "a\tb\tc\n"},
+        ["line 44", "3 fields"],
+    ),
+    "semicolons": ([*CLASSIFIER, OWN, "dataset.delimiter=;"], {"d.csv": CSV}, ["no column 'text'", "text,label"]),
+    "JSON of one list": (
+        [*CLASSIFIER, "dataset.path=d.json"],
+        {"d.json": json.dumps([{"text": "a", "label": "b"}])},
+        ["line 1", "list", "one JSON object a line"],
+    ),
+    "JSON label that is no number": (
+        [*CLASSIFIER, "dataset.path=d.jsonl"],
+        {"d.jsonl": '{"text": "a", "label": NaN}\n'},
+        ["line 1", "no label"],
+    ),
+    "JSON label null": (
+        [*CLASSIFIER, "dataset.path=d.jsonl"],
+        {"d.jsonl": '{"text": "a", "label": null}\n'},
+        ["line 1", "no label"],
+    ),
+    "JSON number of many digits": (
+        [*CLASSIFIER, "dataset.path=d.jsonl"],
+        {"d.jsonl": '{"text": "a", "label": ' + "1" * 5000 + "}\n"},
+        ["line 1", "not valid JSON"],
+    ),
+    "JSON in JSON in JSON": (
+        [*LM, "dataset.path=d.jsonl"],
+        {"d.jsonl": '{"text":' * 20_000},
+        ["line 1", "not valid JSON"],
+    ),
+    "parquet without the column": (
+        [*LM, "dataset.path=d.parquet"],
+        {"d.parquet": lambda: parquet(body=["a"])},
+        ["'text'", "'body'"],
+    ),
+    "parquet of lists": (
+        [*LM, "dataset.path=d.parquet"],
+        {"d.parquet": lambda: parquet(text=[["a"], ["b"]])},
+        ["row 1", "a list"],
+    ),
+    "parquet of bytes": (
+        [*LM, "dataset.path=d.parquet"],
+        {"d.parquet": lambda: parquet(text=[b"a", b"b"])},
+        ["row 1", "a bytes"],
+    ),
+    "parquet with NaN labels": (
+        [*CLASSIFIER, "dataset.path=d.parquet"],
+        {"d.parquet": lambda: parquet(text=["a", "b"], label=[1.0, float("nan")])},
+        ["row 2", "no label"],
+    ),
+    "parquet without labels": (
+        [*CLASSIFIER, "dataset.path=d.parquet"],
+        {"d.parquet": lambda: parquet(text=["a", "b"], label=["x", None])},
+        ["row 2", "no label"],
+    ),
+    "parquet cut off": (
+        [*LM, "dataset.path=d.parquet"],
+        {"d.parquet": lambda: parquet(text=["a"] * 99)[:-30]},
+        ["readable"],
+    ),
+    "parquet with damaged pages": (
+        [*LM, "dataset.path=d.parquet"],
+        {"d.parquet": lambda: parquet(text=["abc"] * 99).replace(b"\x03\x00\x00\x00abc", b"\xff\xff\xff\x7fabc")},
+        ["d.parquet", "cannot be read to its end"],
+    ),
+    "truncated xz": ([*LM, "dataset.path=d.csv.xz"], {"d.csv.xz": lzma.compress(CSV.encode())[:-40]}, ["to its end"]),
+    "gzip in the name alone": (
+        [*LM, "dataset.path=d.csv.gz"],
+        {"d.csv.gz": b"\x1f\x8b\x08" + bytes(99)},
+        ["to its end"],
+    ),
+    "another encoding in a class folder": (
+        [*CLASSIFIER, "dataset.path=f"],
+        {"f/a/1.txt": b"sch\xf6n", "f/b/1.txt": "b", "f/a/2.txt": "a", "f/b/2.txt": "b"},
+        ["f/a/1.txt", "not valid utf-8"],
+    ),
+    "NUL in a class folder": (
+        [*CLASSIFIER, "dataset.path=f"],
+        {"f/a/1.txt": "a\0", "f/b/1.txt": "b"},
+        ["f/a/1.txt", "NUL byte"],
+    ),
+    "labels in an encyclopedia": (
+        [*CLASSIFIER, "dataset.path=d.txt"],
+        {"d.txt": " = Cat = \n\n the cat \n\n = Dog = \n\n the dog \n"},
+        ["d.txt has no labels"],
+    ),
+    "encyclopedia as a table": (
+        [*LM, "dataset.path=d.txt", "dataset.format=csv"],
+        {"d.txt": " = Cat = \n\na\n"},
+        ["'text'"],
+    ),
+    "a document that is too long": (
+        [*LM, OWN, "dataset.max_document_chars=1000"],
+        {"d.csv": CSV + "word " * 300 + ",account\n"},
+        ["line 44", "longer than 1,000 characters", "dataset.max_document_chars"],
+    ),
+    "one row": ([*CLASSIFIER, OWN], {"d.csv": HEAD + "hello,account\n"}, ["only the class 'account'"]),
     "empty label": ([*CLASSIFIER, OWN], {"d.csv": CSV + "hello,\n"}, ["line 44", "no label"]),
     "NaN label": ([*CLASSIFIER, OWN], {"d.csv": CSV + "hello,NaN\n"}, ["line 44", "label NaN"]),
     "ragged row": ([*CLASSIFIER, OWN], {"d.csv": CSV + "a,b,c,d\n"}, ["line 44", "4 fields", "2 are expected"]),
@@ -217,7 +346,7 @@ DATA: dict[str, tuple[Sequence[str], Mapping[str, Content], Sequence[str]]] = {
 @pytest.mark.parametrize("name", DATA)
 def test_bad_data(cli: CommandLine, name: str) -> None:
     words, files, parts = DATA[name]
-    cli.write(files)
+    cli.write({file: content() if callable(content) else content for file, content in files.items()})
     cli(*words)
     cli.refused(2, *parts)
 
@@ -229,7 +358,7 @@ def test_link_to_nothing(cli: CommandLine, target: str) -> None:
     cli.refused(2, f"d.csv is a link to {target}")
 
 
-FINE: dict[str, tuple[Sequence[str], Mapping[str, Content]]] = {
+FINE: dict[str, tuple[Sequence[str], Mapping[str, Content | Callable[[], bytes]]]] = {
     "empty and whitespace documents": (
         [*CLASSIFIER, OWN],
         {"d.csv": CSV + ',account\n"  ",hardware\n" \n ",hardware\n'},
@@ -245,6 +374,26 @@ FINE: dict[str, tuple[Sequence[str], Mapping[str, Content]]] = {
         [*CLASSIFIER, "dataset.path=d.jsonl"],
         {"d.jsonl": '{"text": "hi \\ud800 you", "label": "\\ud800"}\n{"text": "bye", "label": "b"}\n'},
     ),
+    "mixed line ends": (
+        [*CLASSIFIER, OWN],
+        {"d.csv": CSV.replace("\n", "\r\n", 20).replace("broken,hardware\n", "x,hardware\r")},
+    ),
+    "right to left and emoji": (
+        [*CLASSIFIER, OWN, "tokenizer.vocab_size=400"],
+        {
+            "d.csv": CSV.replace("laptop", "الحاسوب المحمول")
+            .replace("mail", "👩‍👩‍👧 דואר 🇫🇷")
+            .replace("account", "חשבון 🙂")
+        },
+    ),
+    "marks of direction and of bytes": (
+        [*LM, OWN],
+        {"d.csv": "\ufeff" + CSV.replace("laptop", "\u202elap\u2066top\ufeff")},
+    ),
+    "numbers as text and label": (
+        [*CLASSIFIER, "dataset.path=d.parquet"],
+        {"d.parquet": lambda: parquet(text=[1, 2, None, 4], label=[0.0, 1.0, 0.0, 1.0])},
+    ),
     "utf-16 that is said": ([*CLASSIFIER, OWN, "dataset.encoding=utf-16"], {"d.csv": CSV.encode("utf-16")}),
     "no label needed": ([*LM, OWN, "dataset.label=lable"], {"d.csv": CSV}),
 }
@@ -253,7 +402,7 @@ FINE: dict[str, tuple[Sequence[str], Mapping[str, Content]]] = {
 @pytest.mark.parametrize("name", FINE)
 def test_odd_data_that_is_fine(cli: CommandLine, name: str) -> None:
     words, files = FINE[name]
-    cli.write(files)
+    cli.write({file: content() if callable(content) else content for file, content in files.items()})
     assert cli(*words) == 0, cli.err
     assert not [line for line in cli.err.splitlines() if "site-packages" in line or "src/ulmfit" in line], cli.err
     assert len(list(cli.folder.glob("runs/d/*/bundle/bundle.json"))) == 1
@@ -364,7 +513,9 @@ def flip(path: str) -> None:
 def describe(**values: Any) -> None:
     """Edits `cls/bundle.json`."""
     path = Path("cls/bundle.json")
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    before["checksums"].pop("bundle.json", None)  # its own; older bundles have none
+    path.write_text(json.dumps(before | values), encoding="utf-8")
 
 
 def put(name: str, content: Content) -> None:
@@ -373,7 +524,7 @@ def put(name: str, content: Content) -> None:
 
 def sign(after: None = None) -> None:
     """Makes the checksums of `cls` fit, as someone would who wants to hide a change."""
-    names = json.loads(Path("cls/bundle.json").read_text(encoding="utf-8"))["checksums"]
+    names = json.loads(Path("cls/bundle.json").read_text(encoding="utf-8"))["checksums"].keys() - {"bundle.json"}
     describe(checksums={name: hashlib.sha256(Path("cls", name).read_bytes()).hexdigest() for name in names})
 
 
@@ -453,6 +604,31 @@ def test_wrong_bundle(cli: CommandLine, monkeypatch: pytest.MonkeyPatch, name: s
     cli.refused(2, *parts)
 
 
+# What other versions wrote.
+VERSIONS: dict[str, tuple[Callable[[], None], Sequence[str]]] = {
+    "bundle of the past": (lambda: describe(format_version=0), ["cls/bundle.json has format 0", "update ulmfit"]),
+    "bundle without a version": (lambda: describe(format_version=None), ["has format None"]),
+    "a field of the future": (lambda: describe(quantised=True), ["holds 'quantised'"]),
+    "tokenizer of the future": (lambda: tokenizer_meta(format_version=2), ["tokenizer.json has format 2", "update"]),
+    "rules of the future": (lambda: tokenizer_meta(config={"rules": {"stem": True}}), ["not a tokenizer description"]),
+}
+
+
+def tokenizer_meta(**values: Any) -> None:
+    meta = json.loads(Path("cls/tokenizer.json").read_text(encoding="utf-8")) | values
+    sign(put("tokenizer.json", json.dumps(meta)))
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_other_versions(cli: CommandLine, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    standard_input(monkeypatch, b"hello\n")
+    cli.copy_bundles()
+    change, parts = VERSIONS[name]
+    change()
+    cli("predict", "bundle=cls")
+    cli.refused(2, *parts)
+
+
 def test_ensemble_of_other_labels(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     standard_input(monkeypatch, b"hello\n")
     cli.copy_bundles()
@@ -472,6 +648,9 @@ INPUTS: dict[str, tuple[str, Content, Sequence[str]]] = {
     "other encoding": ("in.txt", b"sch\xf6n\n", ["not valid utf-8"]),
     "folder": ("in/readme.md", "a", ["readme.md", "no data file"]),
     "missing": ("inn.txt", "a\n", ["in.txt", "did you mean 'inn.txt'"]),
+    "broken parquet": ("in.parquet", "text", ["not a readable parquet file"]),
+    "NUL bytes": ("in.txt", "a\0b\n", ["NUL byte at position 1"]),
+    "ragged table": ("in.csv", "text,x\na,b,c\n", ["line 2", "3 fields"]),
 }
 
 
@@ -776,3 +955,100 @@ def test_closed_descriptors(tmp_path: Path, redirection: str, code: int, part: s
     if part is not None:
         (line,) = done.stderr.splitlines()
         assert part in line
+
+
+# ------------------------------------------------------------------------------------------- folders and libraries
+
+
+@pytest.fixture
+def read_only(cli: CommandLine) -> Iterator[Path]:
+    """A folder in which nothing can be written: for root, who may do anything, a file system of that kind."""
+    folder = cli.folder / "locked"
+    folder.mkdir()
+    if os.geteuid() == 0:
+        command = ["mount", "-t", "tmpfs", "-o", "ro,size=16k", "tmpfs", folder]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("no mounting here")
+        yield folder
+        subprocess.run(["umount", folder], check=True)
+    else:
+        folder.chmod(0o555)
+        yield folder
+        folder.chmod(0o755)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*LM, OWN, "runs=locked"],
+        [*LM, OWN, "cache=locked"],
+        ["predict", "bundle=cls", "input=t.txt", "output=locked/o.jsonl"],
+        ["report", "runs=r", "output=locked/o.csv"],
+    ],
+    ids=["runs", "cache", "predict", "report"],
+)
+def test_folders_that_are_read_only(cli: CommandLine, read_only: Path, words: list[str]) -> None:
+    cli.write({"d.csv": CSV, "t.txt": "hello\n", "r/a/config.yaml": "seed: 1\n", "r/a/metrics.json": '{"seconds": 1}'})
+    cli.copy_bundles()
+    cli(*words)
+    cli.refused(1, "locked", nothing_left=False)
+    assert "read-only" in cli.err or "permission denied" in cli.err
+    assert list(read_only.iterdir()) == []
+
+
+def test_a_read_only_bundle_is_used(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    standard_input(monkeypatch, b"hello\n")
+    cli.copy_bundles()
+    for path in Path("cls").iterdir():
+        path.chmod(0o444)
+    assert cli("predict", "bundle=cls") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([*CLASSIFIER, "dataset.path=hf:imdb"], ["hf:imdb", "pip install 'ulmfit[datasets]'"]),
+        ([*CLASSIFIER, "dataset.path=saved"], ["saved", "pip install 'ulmfit[datasets]'"]),
+        (["predict", "bundle=cls", "input=saved"], ["pip install 'ulmfit[datasets]'"]),
+        ([*CLASSIFIER, "dataset.path=d.parquet"], ["d.parquet", "pip install 'ulmfit[parquet]'"]),
+        ([*CLASSIFIER, "dataset.path=d.csv.zst"], ["Zstandard", "pip install zstandard"]),
+    ],
+    ids=["hub", "saved", "predict", "parquet", "zstd"],
+)
+def test_libraries_that_are_not_there(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, words: list[str], parts: list[str]
+) -> None:
+    for name in ("datasets", "pyarrow", "pyarrow.parquet", "compression.zstd", "zstandard", "pyzstd"):
+        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+    cli.write({"saved/dataset_dict.json": "{}", "d.parquet": "x", "d.csv.zst": b"\x28\xb5\x2f\xfd" + bytes(20)})
+    cli.copy_bundles()
+    cli(*words)
+    cli.refused(2, *parts)
+
+
+# -------------------------------------------------------------------------------------------------------- many of it
+
+
+@pytest.mark.stress
+def test_a_document_of_a_million_tokens(cli: CommandLine) -> None:
+    """Trained on in both stages, and predicted."""
+    cli.write({"d.csv": CSV + "word and word " * 250_000 + ",account\n", "t.txt": "word and " * 250_000 + "\n"})
+    assert cli(*ALL, OWN) == 0, cli.err
+    (bundle,) = cli.folder.glob("runs/d/*/classifier/bundle")
+    assert cli("predict", f"bundle={bundle}", "input=t.txt", "output=o.jsonl") == 0, cli.err
+    assert json.loads((cli.folder / "o.jsonl").read_text(encoding="utf-8"))["label"] in ("account", "hardware")
+
+
+@pytest.mark.stress
+def test_five_thousand_classes(cli: CommandLine) -> None:
+    """The figures of all of them, in a file that can still be opened."""
+    rows = [f"ticket {i} of kind {i % 5000},kind {i % 5000}\n" for i in range(15_000)]
+    cli.write({"f/train.csv": HEAD + "".join(rows), "f/test.csv": HEAD + "".join(rows[:5000])})
+    assert cli(*CLASSIFIER, "dataset.path=f", "dataset.valid_fraction=0") == 0, cli.err
+    (path,) = cli.folder.glob("runs/f/*/metrics.json")
+    assert path.stat().st_size < 2_000_000
+    report = json.loads(path.read_text(encoding="utf-8"))["test"]
+    assert len(report["per_class"]) == 5000
+    assert sum(map(sum, confusion_of(report))) == report["documents"]
+    assert cli("report") == 0

@@ -28,7 +28,7 @@ def test_primary_composes(verb: str) -> None:
 
 @pytest.mark.parametrize(("verb", "group", "option"), places())
 def test_option_composes_and_validates(verb: str, group: str, option: str) -> None:
-    path = OWN_DATA if "dataset" in groups(verb) and option == "csv" else []
+    path = OWN_DATA if "dataset" in groups(verb) and option in ("csv", "wikipedia", "packed") else []
     assert type(load_config(verb, [f"{group}={option}", *path])) is VERBS[verb]
 
 

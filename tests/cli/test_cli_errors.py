@@ -48,6 +48,10 @@ WRONG = [
     # group options
     ("train dataset=trec7", ["trec7", "did you mean 'trec6'"]),
     ("train stage=classifer", ["did you mean 'classifier'"]),
+    ("train tokenizer=word", ["tokenizer=word", "bpe, unigram"]),
+    ("train model=awd_lstm", ["model=awd_lstm", "did you mean 'awd_lstm_"]),
+    ("train logger=tensorbord", ["did you mean 'tensorboard'"]),
+    ("train --multirun +sweep=seed", ["sweep", "seeds"]),
     ("train trainer=tpupod", ["expected one of auto, cpu, ddp, ddp_multinode, gpu"]),
     ("train experiment=imdb100", ["did you mean 'imdb_100'"]),
     ("train callbacks@stage.classifier.method=[gradual,cosin]", ["did you mean 'cosine'"]),
@@ -79,6 +83,17 @@ WRONG = [
     ("train stage.lm.method.discriminative.mode=slice", ["discriminative.lowest=null", "mode=slice"]),
     ("train stage.lm.direction=sideways", ["sideways", "forward, backward"]),
     ("train stage.classifier.optim.betas=[0.9]", ["[0.9]", "two numbers"]),
+    ("train tokenizer.character_coverage=0.5", ["character_coverage=0.5", "from 0.98 to 1"]),
+    ("train tokenizer.max_piece_length=513", ["max_piece_length=513", "from 1 to 512"]),
+    ("train tokenizer.kind=word", ["tokenizer.kind=word", "unigram, bpe"]),
+    ("train tokenizer.rules.unicode=nfd", ["unicode=nfd", "nfc, nfkc, none"]),
+    ("train model.num_layers=65", ["model.num_layers=65", "from 1 to 64"]),
+    ("train model.hidden_dim=0", ["model.hidden_dim=0", "at least 1"]),
+    ("train dataset.max_document_chars=0", ["max_document_chars=0", "from 1"]),
+    ("train dataset.format=xlsx", ["dataset.format=xlsx", "csv"]),
+    ("train logger.log_every=0", ["logger.log_every=0", "at least 1"]),
+    ("train trainer.precision=fp16", ["trainer.precision=fp16", "16-mixed"]),
+    ("train trainer.num_nodes=0", ["trainer.num_nodes=0", "at least 1"]),
     ("train dataset.valid_fraction=0.6 dataset.test_fraction=0.6", ["dataset.valid_fraction=0.6", "test_fraction"]),
     ("train dataset.text=[]", ["dataset.text=[]", "at least one column"]),
     ("train tokenizer.vocab_size=100", ["tokenizer.vocab_size=100", "300", "byte_fallback"]),
@@ -164,6 +179,35 @@ def test_failures_of_tasks(ulmfit: CommandLine, error: BaseException, code: int,
     assert "Traceback" not in ulmfit.err
     for part in parts:
         assert part in ulmfit.err
+
+
+@pytest.mark.parametrize(
+    ("words", "knobs"),
+    [
+        ("train stage=lm_pretrain", ["stage.lm.batch_size", "stage.lm.bptt", "stage.lm.optim.accumulate"]),
+        ("train stage=classifier", ["stage.classifier.tokens_per_batch", "max_len", "stage.classifier.optim.accum"]),
+        ("train", ["stage.lm.batch_size", "stage.classifier.batch_size"]),
+        ("find_lr stage=classifier", ["stage.classifier.tokens_per_batch"]),
+        ("evaluate", ["a smaller batch_size,"]),
+        ("predict", ["a smaller batch_size,"]),
+        ("generate", ["a smaller model"]),
+    ],
+)
+@pytest.mark.parametrize("device", ["GPU memory", "memory"])
+def test_out_of_memory_names_what_to_turn(ulmfit: CommandLine, words: str, knobs: list[str], device: str) -> None:
+    import torch
+
+    def fail(config: Any) -> None:
+        if device == "memory":
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: 8 GB")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of")
+
+    ulmfit.behaviour = fail
+    assert ulmfit(*words.split()) == 1
+    assert ulmfit.err.startswith(f"ulmfit: out of {device}: set a smaller")
+    assert ulmfit.err.count("\n") == 1
+    for knob in knobs:
+        assert knob in ulmfit.err
 
 
 def test_interrupt_that_lightning_turned_into_an_exit(ulmfit: CommandLine) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ulmfit.config import DatasetConfig
-from ulmfit.data.files import read_lines
+from ulmfit.data.files import read_lines, refuse_long
 from ulmfit.data.rows import Row, Source, check_columns, clean_label, join_columns, text_columns
 from ulmfit.errors import DataError, UsageError
 
@@ -26,7 +26,7 @@ class Layout:
     @staticmethod
     def of(source: Source, config: DatasetConfig) -> Layout:
         lines: list[str] = []
-        for line in read_lines(source.path, config.encoding):
+        for line in read_lines(source.path, config.encoding, config.max_document_chars):
             if line.strip():
                 lines.append(line)
             if len(lines) == 200:
@@ -73,8 +73,8 @@ def read_delimited(source: Source, config: DatasetConfig, labelled: bool) -> Ite
     check_columns([*columns, *([config.label] if labelled else [])], layout.header, str(source.path))
     texts = [layout.header.index(name) for name in columns]
     label_at = layout.header.index(config.label) if labelled else -1
-    csv.field_size_limit(_FIELD_LIMIT)
-    lines = (line + "\n" for line in read_lines(source.path, config.encoding))
+    csv.field_size_limit(min(config.max_document_chars, _FIELD_LIMIT))
+    lines = (line + "\n" for line in read_lines(source.path, config.encoding, config.max_document_chars))
     reader = csv.reader(lines, delimiter=layout.delimiter, quoting=layout.quoting, strict=True)  # type: ignore[arg-type]
     header_seen = not layout.has_header
     start = 1
@@ -94,6 +94,8 @@ def read_delimited(source: Source, config: DatasetConfig, labelled: bool) -> Ite
                     yield join_columns([fields[i] for i in texts], where), label
             start = reader.line_num + 1
     except csv.Error as error:
+        if "field limit" in str(error):  # often a quote that is never closed
+            refuse_long(1 << 62, config.max_document_chars, f"{source.path} has a text from line {start} on that")
         raise DataError(
             f"{source.path} has a row from line {start} on with unbalanced double quotes ({error})"
             "; double the quotes inside a quoted text"

@@ -1,6 +1,7 @@
 """Bytes and lines of text files: decompressed by content, decoded strictly, line ends unified.
 
-Everything streams in pieces of one megabyte, so a corpus of any size is read in constant memory.
+Everything streams in pieces of one megabyte, so a corpus of any size is read in constant memory. What could take more
+is refused: files that unpack to hundreds of times their size, and lines longer than any text.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import codecs
 import gzip
 import importlib
 import io
-import lzma
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from ulmfit.config import LONGEST_DOCUMENT
+from ulmfit.data.unpacking import XZ, Zstandard
 from ulmfit.errors import DataError, did_you_mean
 
 CHUNK = 1 << 20
+# Text shrinks to a fifth or a tenth, machine-made logs to a fiftieth; bombs to a thousandth and less.
+MOST_EXPANSION = 250
+HARMLESS_BYTES = 1 << 26  # up to here a file may unpack however it likes
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 
 # Recognised by their first bytes, so a compressed file under a plain name is read as well.
@@ -84,7 +89,7 @@ def _unpacked(raw: BinaryIO, path: Path) -> BinaryIO:
     if head.startswith(b"BZh") and head[4:10] == _BZIP2:
         return cast(BinaryIO, bz2.BZ2File(raw))
     if head.startswith(_XZ):
-        return cast(BinaryIO, lzma.LZMAFile(raw))
+        return cast(BinaryIO, XZ(raw))
     if head.startswith(_ZSTD):
         return _zstd(raw, path)
     for magic, kind in _NOT_TEXT.items():
@@ -99,6 +104,8 @@ def _zstd(raw: BinaryIO, path: Path) -> BinaryIO:
             module = importlib.import_module(name)
         except ImportError:
             continue
+        if name == "zstandard":
+            return cast(BinaryIO, Zstandard(raw, module))
         return cast(BinaryIO, module.open(raw, "rb"))
     raise DataError(f"{path} is compressed with Zstandard, which needs `pip install zstandard` (or compress it as .gz)")
 
@@ -111,11 +118,40 @@ def _read(stream: BinaryIO, path: Path, size: int) -> bytes:
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:
-    """The decompressed bytes of a file in pieces. Raises DataError for a damaged compressed file."""
+    """The decompressed bytes of a file in pieces.
+
+    Raises:
+        DataError: a compressed file that is damaged, or a decompression bomb.
+    """
     with _open(path) as raw:
         stream = _unpacked(raw, path)
+        total = 0
         while chunk := _read(stream, path, CHUNK):
+            total += len(chunk)
+            refuse_bomb(path, total, raw.tell())
             yield chunk
+
+
+def refuse_bomb(path: Path, unpacked: int, packed: int | None = None) -> None:
+    """Raises DataError when a file has unpacked to so many bytes or characters that it cannot be ordinary text.
+
+    Args:
+        packed: bytes of the file that were read for that; None: all of them.
+    """
+    if unpacked > HARMLESS_BYTES and unpacked > MOST_EXPANSION * (packed or path.stat().st_size):
+        raise DataError(
+            f"{path} unpacks to more than {MOST_EXPANSION} times its size, as decompression bombs do"
+            "; unpack it yourself if that is meant, and give the unpacked file"
+        )
+
+
+def refuse_long(length: int, longest: int, where: str) -> None:
+    """Raises DataError when a line or document has more characters than the longest one allowed."""
+    if length > longest:
+        raise DataError(
+            f"{where} is longer than {longest:,} characters, as damaged files and bombs are; cut it into several"
+            ", or set dataset.max_document_chars higher if it is text"
+        )
 
 
 def sample_bytes(path: Path, size: int) -> tuple[bytes, int]:
@@ -172,15 +208,27 @@ def read_text(path: Path, encoding: str) -> Iterator[str]:
         raise DataError(f"{path} is not in {encoding} ({error}); set dataset.encoding to the encoding it has") from None
 
 
-def read_lines(path: Path, encoding: str) -> Iterator[str]:
-    """The lines of a file without their ends. Only line feeds and carriage returns end a line, not U+2028 and such."""
+def read_lines(path: Path, encoding: str, longest: int = LONGEST_DOCUMENT) -> Iterator[str]:
+    """The lines of a file without their ends. Only line feeds and carriage returns end a line, not U+2028 and such.
+
+    Raises:
+        DataError: as `read_text`, and for a line of more than `longest` characters.
+    """
     pending: list[str] = []
+    held = 0
+    number = 1
     for piece in read_text(path, encoding):
         first, *rest = piece.split("\n")
         pending.append(first)
+        held += len(first)
+        refuse_long(held, longest, f"{path}, line {number},")
         if rest:
             yield "".join(pending)
+            for line in rest:
+                number += 1
+                if len(line) > longest:
+                    refuse_long(len(line), longest, f"{path}, line {number},")
             yield from rest[:-1]
-            pending = [rest[-1]]
+            pending, held = [rest[-1]], len(rest[-1])
     if last := "".join(pending):
         yield last

@@ -26,6 +26,9 @@ def open_huggingface(path: str) -> dict[str, Any]:
         import datasets
     except ImportError:
         raise DataError(f"{path} is a Hugging Face data set, which needs `pip install 'ulmfit[datasets]'`") from None
+    # Before version 4 a data set could bring a script, which this switch alone decides to run.
+    if hasattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE"):
+        datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
     try:
         if path.startswith(PREFIX):
             name, _, variant = path.removeprefix(PREFIX).partition(":")

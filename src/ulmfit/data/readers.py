@@ -13,7 +13,8 @@ from typing import Any
 
 from ulmfit.config import DatasetConfig
 from ulmfit.data.delimited import Layout, read_delimited
-from ulmfit.data.files import data_suffix, read_lines, read_text, require_path
+from ulmfit.data.files import data_suffix, read_lines, read_text, refuse_long, require_path
+from ulmfit.data.parquet import parquet_file, read_parquet
 from ulmfit.data.rows import (
     UNLABELLED_NAMES,
     Row,
@@ -24,10 +25,10 @@ from ulmfit.data.rows import (
     join_columns,
     text_columns,
 )
+from ulmfit.data.wikitext import raw_articles, running_text
 from ulmfit.errors import DataError
 
-FORMATS = ("auto", "csv", "tsv", "jsonl", "parquet", "folder", "fasttext", "text", "wikipedia", "huggingface")
-UNLABELLED_FORMATS = ("text", "wikipedia")
+UNLABELLED_FORMATS = ("text", "wikipedia", "wikitext")
 SUFFIXES = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -44,6 +45,7 @@ SUFFIXES = {
     ".raw": "",
 }
 _LABEL_PREFIX = "__label__"
+_LABEL = re.compile(_LABEL_PREFIX + r"([^ \t]*)[ \t]?\s*")
 _TITLE = re.compile(r"\s*= ?[^=\s].*[^=\s] ?=\s*|\s*= ?[^=\s] ?=\s*")
 
 
@@ -52,7 +54,7 @@ def detect_format(path: Path, config: DatasetConfig) -> str:
     known = SUFFIXES.get(data_suffix(path), "")
     if known:
         return known
-    for line in read_lines(path, config.encoding):
+    for line in read_lines(path, config.encoding, config.max_document_chars):
         if line.strip():
             if line.startswith(_LABEL_PREFIX):
                 return "fasttext"
@@ -79,11 +81,12 @@ def read_rows(source: Source, config: DatasetConfig, labelled: bool) -> Iterator
         "csv": read_delimited,
         "tsv": read_delimited,
         "jsonl": _read_jsonl,
-        "parquet": _read_parquet,
+        "parquet": read_parquet,
         "folder": _read_folder,
         "fasttext": _read_fasttext,
         "text": _read_plain,
         "wikipedia": _read_wikipedia,
+        "wikitext": _read_wikitext,
     }
     yield from readers[source.format](source, config, labelled)
 
@@ -97,7 +100,7 @@ def column_names(source: Source, config: DatasetConfig) -> list[str] | None:
             return list(record)
         return []
     if source.format == "parquet":
-        return list(_parquet_file(source.path).schema_arrow.names)
+        return list(parquet_file(source.path).schema_arrow.names)
     if source.format == "huggingface":
         from ulmfit.data.huggingface import huggingface_columns
 
@@ -115,14 +118,18 @@ def has_labels(source: Source, config: DatasetConfig) -> bool:
     return names is None or config.label in names
 
 
+def _lines(source: Source, config: DatasetConfig) -> Iterator[str]:
+    return read_lines(source.path, config.encoding, config.max_document_chars)
+
+
 def _json_records(source: Source, config: DatasetConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(read_lines(source.path, config.encoding), 1):
+    for number, line in enumerate(_lines(source, config), 1):
         if not line.strip():
             continue
         where = f"{source.path}, line {number},"
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
             raise DataError(f"{where} is not valid JSON ({error}); one object a line is expected") from None
         if not isinstance(record, dict):
             kind = "list" if isinstance(record, list) else type(record).__name__
@@ -137,33 +144,6 @@ def _read_jsonl(source: Source, config: DatasetConfig, labelled: bool) -> Iterat
         check_columns(wanted, list(record), where.rstrip(","))
         label = clean_label(record[config.label], where) if labelled else None
         yield join_columns([record[name] for name in columns], where), label
-
-
-def _parquet_file(path: Path) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(f"{path} is a parquet file, which needs `pip install 'ulmfit[parquet]'`") from None
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file ({str(error).splitlines()[0]})") from None
-
-
-def _read_parquet(source: Source, config: DatasetConfig, labelled: bool) -> Iterator[Row]:
-    file = _parquet_file(source.path)
-    columns = text_columns(config)
-    wanted = [*columns, *([config.label] if labelled else [])]
-    check_columns(wanted, list(file.schema_arrow.names), str(source.path))
-    row = 0
-    for batch in file.iter_batches(batch_size=4096, columns=list(dict.fromkeys(wanted))):
-        cells = batch.to_pydict()
-        for i in range(batch.num_rows):
-            row += 1
-            where = f"{source.path}, row {row},"
-            label = clean_label(cells[config.label][i], where) if labelled else None
-            yield join_columns([cells[name][i] for name in columns], where), label
 
 
 def folder_files(folder: Path) -> list[tuple[str | None, Path]]:
@@ -195,20 +175,30 @@ def _read_folder(source: Source, config: DatasetConfig, labelled: bool) -> Itera
             f"{source.path} has no folder for each class; a file is expected at {source.path}/CLASS/NAME.txt"
         )
     for label, path in files:
-        text = "".join(read_text(path, config.encoding)).strip("\n")
-        yield clean_text(text, str(path)), label if labelled else None
+        yield clean_text(_whole(path, config).strip("\n"), str(path)), label if labelled else None
+
+
+def _whole(path: Path, config: DatasetConfig) -> str:
+    pieces: list[str] = []
+    length = 0
+    for piece in read_text(path, config.encoding):
+        pieces.append(piece)
+        length += len(piece)
+        refuse_long(length, config.max_document_chars, str(path))
+    return "".join(pieces)
 
 
 def _read_fasttext(source: Source, config: DatasetConfig, labelled: bool) -> Iterator[Row]:
-    for number, line in enumerate(read_lines(source.path, config.encoding), 1):
+    for number, line in enumerate(_lines(source, config), 1):
         if not line.strip():
             continue
         labels: list[str] = []
         rest = line.lstrip()
-        while rest.startswith(_LABEL_PREFIX):
-            word, _, rest = rest.partition(" ") if "\t" not in rest.split(" ", 1)[0] else rest.partition("\t")
-            labels.append(word.removeprefix(_LABEL_PREFIX))
-            rest = rest.lstrip()
+        start = 0
+        while found := _LABEL.match(rest, start):
+            labels.append(found[1])
+            start = found.end()
+        rest = rest[start:]
         if labelled:
             where = f"{source.path}, line {number},"
             if len(labels) != 1:
@@ -221,7 +211,7 @@ def _read_fasttext(source: Source, config: DatasetConfig, labelled: bool) -> Ite
 
 def _read_plain(source: Source, config: DatasetConfig, labelled: bool) -> Iterator[Row]:
     _no_labels(source, labelled)
-    for line in read_lines(source.path, config.encoding):
+    for line in _lines(source, config):
         yield (line if line.strip() else ""), None
 
 
@@ -234,8 +224,9 @@ def _read_wikipedia(source: Source, config: DatasetConfig, labelled: bool) -> It
     _no_labels(source, labelled)
     titled: bool | None = None
     article: list[str] = []
+    length = 0
     after_blank = True
-    for line in read_lines(source.path, config.encoding):
+    for number, line in enumerate(_lines(source, config), 1):
         line = line.strip()
         if not line:
             after_blank = True
@@ -245,11 +236,21 @@ def _read_wikipedia(source: Source, config: DatasetConfig, labelled: bool) -> It
             titled = is_title
         if article and after_blank and (is_title or not titled):
             yield "\n".join(article), None
-            article = []
+            article, length = [], 0
         article.append(line)
+        length += len(line) + 1
+        if length > config.max_document_chars:
+            refuse_long(length, config.max_document_chars, f"{source.path}: the article that goes on at line {number}")
         after_blank = False
     if article:
         yield "\n".join(article), None
+
+
+def _read_wikitext(source: Source, config: DatasetConfig, labelled: bool) -> Iterator[Row]:
+    """Articles of a token file as running text."""
+    _no_labels(source, labelled)
+    for article in raw_articles(_lines(source, config)):
+        yield running_text(article), None
 
 
 def _no_labels(source: Source, labelled: bool) -> None:

@@ -14,7 +14,7 @@ from ulmfit.config import RulesConfig, TokenizerConfig
 from ulmfit.errors import BundleError, DataError, UsageError, did_you_mean
 from ulmfit.text.corpus import sample, sentences
 from ulmfit.text.rules import MARKERS, Rules
-from ulmfit.whole_file import whole_file
+from ulmfit.whole_file import read_small, whole_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -218,8 +218,8 @@ class Tokenizer:
             if not (folder / name).is_file():
                 raise BundleError(f"{folder} holds no {name}, expected a folder written by ulmfit")
         try:
-            model = (folder / MODEL_FILE).read_bytes()
-            meta: dict[str, Any] = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+            model = read_small(folder / MODEL_FILE, 256 << 20)
+            meta: dict[str, Any] = json.loads(read_small(folder / META_FILE, 1 << 20))
             version = meta["format_version"]
             if version != FORMAT_VERSION:
                 raise BundleError(
