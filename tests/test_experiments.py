@@ -29,6 +29,7 @@ SMALL = [
     "trainer.enable_progress_bar=false",
     "tokenizer.vocab_size=330",
     "stage.lm.max_steps=1",
+    "stage.lm.minutes=null",
     "stage.lm.bptt=20",
     "stage.classifier.max_steps=1",
 ]
@@ -88,9 +89,11 @@ def settings(name: str, tmp_path: Path, caches: Path) -> TrainConfig:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_one_step_of_each_stage(name: str, tmp_path: Path, caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ULMFIT_DATA", str(tmp_path))
+    monkeypatch.setenv("ULMFIT_MODELS", str(tmp_path / "models"))
     config = settings(name, tmp_path, caches)
     metrics: dict[str, Any] = train.run(config)
     (folder,) = (tmp_path / "runs").glob("*/*")
+    assert (tmp_path / "models").exists() == (config.publish is not None)
     bundles = {path.parent: read_info(path.parent) for path in folder.rglob("bundle.json")}
     assert len(bundles) == (2 if config.stage.name == "all" else 1)
     assert {info.provenance["steps"] for info in bundles.values()} == {1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -414,8 +415,9 @@ def test_progress_is_a_line_now_and_then(tokenizer, tmp_path, small_chunks, monk
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(module, "ProcessPoolExecutor", _Inline)
     build_token_cache(TEXTS, tokenizer, tmp_path, "key", total_bytes=30_000, workers=2)
-    lines = capsys.readouterr().err.splitlines()
+    *lines, last = capsys.readouterr().err.splitlines()
     assert len(lines) > 3
+    assert re.fullmatch(r"tokenised: \d+\.\d M tokens in \d+ s, \d+ k tokens/s with 2 processes", last)
     assert all(line.startswith("tokenising: ") and line.endswith(" s left") for line in lines)
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
-import uuid
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +24,7 @@ import numpy.typing as npt
 
 from ulmfit.errors import DataError, UlmfitError
 from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.whole_file import partial_folder, put_folder, read_small, remove_abandoned
 
 Tokens = npt.NDArray[Any]  # uint16 or uint32
 FORMAT_VERSION = 1
@@ -42,11 +41,13 @@ class TokenCache:
     Attributes:
         tokens: (N,) uint16 or uint32, flat.
         offsets: (D + 1,) int64; document i is `tokens[offsets[i]:offsets[i + 1]]`.
+        characters: of the documents' text; None: not known.
     """
 
-    def __init__(self, tokens: Tokens, offsets: npt.NDArray[np.int64]) -> None:
+    def __init__(self, tokens: Tokens, offsets: npt.NDArray[np.int64], characters: int | None = None) -> None:
         self.tokens = tokens
         self.offsets = offsets
+        self.characters = characters
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -69,7 +70,7 @@ class TokenCache:
         offsets = np.zeros(len(documents) + 1, dtype=np.int64)
         np.cumsum([len(d) for d in documents], out=offsets[1:])
         flat = np.concatenate(documents) if documents else np.empty(0)
-        return cls(flat.astype(_dtype(tokenizer.vocab_size)), offsets)
+        return cls(flat.astype(_dtype(tokenizer.vocab_size)), offsets, sum(map(len, texts)))
 
     @classmethod
     def from_documents(cls, documents: Sequence[Sequence[int]], vocab_size: int) -> TokenCache:
@@ -80,29 +81,41 @@ class TokenCache:
         return cls(tokens, offsets)
 
     @classmethod
-    def open(cls, folder: Path) -> TokenCache:
+    def open(cls, folder: Path, vocab_size: int | None = None) -> TokenCache:
         """Memory-map a cache written by `build_token_cache`.
+
+        Args:
+            vocab_size: of the tokenizer; the tokens are read through once to see that each is one of its ids.
 
         Raises:
             DataError: if it is incomplete or damaged.
         """
         try:
-            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            meta = json.loads(read_small(folder / "meta.json", 1 << 20))
             count, documents, dtype = int(meta["tokens"]), int(meta["documents"]), str(meta["dtype"])
+            characters = int(meta["characters"])
             if meta["format_version"] != FORMAT_VERSION or dtype not in ("uint16", "uint32"):
                 raise ValueError("it was written by another version")
-            offsets = np.fromfile(folder / "offsets.bin", dtype=np.int64)
             sizes = [(folder / name).stat().st_size for name in ("offsets.bin", "tokens.bin")]
             if sizes != [8 * (documents + 1), np.dtype(dtype).itemsize * count]:
                 raise ValueError("sizes do not match")
-            if offsets[0] != 0 or offsets[-1] != count or (np.diff(offsets) < 1).any():
+            offsets = np.fromfile(folder / "offsets.bin", dtype=np.int64)
+            # The comparison, unlike a difference, does not overflow.
+            if offsets[0] != 0 or offsets[-1] != count or (offsets[1:] <= offsets[:-1]).any():
                 raise ValueError("documents do not match")
             tokens: Tokens = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r", shape=(count,))
+            if vocab_size is not None and int(tokens.max()) >= vocab_size:
+                raise ValueError(f"it holds ids beyond the {vocab_size} of its tokenizer")
         except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
             raise DataError(
                 f"the token cache {folder} is damaged ({error}); delete the folder and run again"
             ) from error
-        return cls(tokens, offsets)
+        return cls(tokens, offsets, characters)
+
+
+def cache_path(folder: Path, key: str, tokenizer: Tokenizer) -> Path:
+    """Where `build_token_cache` puts the cache for `key`."""
+    return folder / f"{key[:32]}-{tokenizer.fingerprint}"
 
 
 def build_token_cache(
@@ -131,21 +144,15 @@ def build_token_cache(
         DataError: if the cache that stands there is damaged, or the text cannot be read.
         UlmfitError: if a worker was killed.
     """
-    final = folder / f"{key[:32]}-{tokenizer.fingerprint}"
+    final = cache_path(folder, key, tokenizer)
+    remove_abandoned(folder)
     if final.exists():
-        return TokenCache.open(final)
-    partial = folder / f".{final.name}.{uuid.uuid4().hex[:12]}.partial"
-    partial.mkdir(parents=True)
-    try:
+        return TokenCache.open(final, tokenizer.vocab_size)
+    with partial_folder(final) as partial:
         _write(texts, tokenizer, partial, total_bytes, workers, progress)
-        try:
-            os.replace(partial, final)
-        except OSError:
-            if not final.exists():  # otherwise another process was faster
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return TokenCache.open(final)
+        if not final.exists():  # otherwise another process was faster
+            put_folder(partial, final)
+    return TokenCache.open(final, tokenizer.vocab_size)
 
 
 def _write(
@@ -174,8 +181,11 @@ def _write(
             if progress and not small and now - reported > (0.5 if sys.stderr.isatty() else 10):
                 reported = now
                 _report(chars, count, total_bytes, now - started)
-    if reported > started and sys.stderr.isatty():
-        print(file=sys.stderr)
+    seconds = time.monotonic() - started
+    if progress and not small:
+        clear = f"\r{'':<78}\r" if sys.stderr.isatty() else ""
+        rate = f"{count / max(seconds, 1e-9) / 1e3:.0f} k tokens/s with {workers} processes"
+        print(f"{clear}tokenised: {count / 1e6:.1f} M tokens in {seconds:.0f} s, {rate}", file=sys.stderr, flush=True)
     if count == 0:
         raise NoDocuments("the text holds no documents, expected at least one that is not empty")
     (folder / "offsets.bin").write_bytes(offsets.tobytes())  # numpy's tofile would not say that the disk is full
@@ -186,7 +196,7 @@ def _write(
         "characters": chars,
         "dtype": np.dtype(dtype).name,
         "fingerprint": tokenizer.fingerprint,
-        "seconds": round(time.monotonic() - started, 2),
+        "seconds": round(seconds, 2),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 

@@ -1,16 +1,18 @@
-"""What identifies the texts of a data set, and how much of it there is, without reading the texts themselves."""
+"""What identifies the texts of a data set, and how much of it there is, mostly without reading it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from ulmfit.config import DatasetConfig
-from ulmfit.data.files import CHUNK, sample_bytes
+from ulmfit.data.files import CHUNK, read_lines, require_path, sample_bytes
 from ulmfit.data.locate import SPLITS, Located, check_split, drawn_share, held_out, locate, source_files
 from ulmfit.data.rows import text_columns
+from ulmfit.data.wikitext import raw_articles, words_and_ends
 
 READING_VERSION = 1  # part of the content key: raise it when the same files give other texts
 SAMPLE_BYTES = 4 << 20
@@ -69,6 +71,26 @@ def total_bytes(config: DatasetConfig, split: str) -> int | None:
 def total_chars(config: DatasetConfig, split: str) -> int | None:
     """As `total_bytes`, in characters."""
     return _estimate(config, split, lambda data: len(data.decode(config.encoding, "ignore")))
+
+
+def word_count(config: DatasetConfig, split: str) -> int | None:
+    """Words of the documents of `iter_texts(config, split)` and ends of their lines, as the raw files have them.
+
+    That is what published perplexities are per; None for other formats than WikiText's.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    check_split(split)
+    sources = () if split == "lm" else locate(config).of(split)
+    if not sources or any(source.format != "wikitext" for source in sources):
+        return None
+    articles = (
+        article
+        for source in sources
+        for article in raw_articles(read_lines(require_path(source.path), config.encoding))
+    )
+    return sum(map(words_and_ends, islice(articles, config.limit)))
 
 
 def _read_for(found: Located, config: DatasetConfig, split: str) -> list[str]:

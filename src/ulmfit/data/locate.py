@@ -12,7 +12,6 @@ from ulmfit.config import DatasetConfig
 from ulmfit.data.files import data_stem, data_suffix, require_path
 from ulmfit.data.huggingface import PREFIX, is_saved_dataset, open_huggingface
 from ulmfit.data.readers import (
-    FORMATS,
     SUFFIXES,
     UNLABELLED_FORMATS,
     detect_format,
@@ -22,6 +21,7 @@ from ulmfit.data.readers import (
 )
 from ulmfit.data.rows import UNLABELLED_NAMES, Source
 from ulmfit.errors import DataError, UsageError, did_you_mean
+from ulmfit.validation import FORMATS
 
 SPLITS = ("train", "valid", "test", "unlabelled")
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
@@ -64,6 +64,11 @@ def locate(config: DatasetConfig) -> Located:
     if config.format not in FORMATS:
         raise UsageError(
             f"dataset.format={config.format} is not one of {', '.join(FORMATS)}{did_you_mean(config.format, FORMATS)}"
+        )
+    if config.format == "packed":
+        raise DataError(
+            f"{config.path} is packed for pre-training and holds no text, so only stage=lm_pretrain reads it; "
+            "set dataset to the text itself"
         )
     given = {split: getattr(config, split) for split in SPLIT_NAMES}
     if config.path is None:

@@ -1,4 +1,8 @@
-"""Where bundles and caches are: the newest in the runs folder, the shipped ones, the user's cache folder."""
+"""Where bundles and caches are: the newest in the runs folder, those with a name, the user's cache folder.
+
+A model has a name if it ships with the package, or lies in `models/`: that of the working directory, of the repository,
+or the folder that $ULMFIT_MODELS names.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from ulmfit.bundle import CLASSIFIER, LANGUAGE_MODEL, BundleInfo, is_bundle, rea
 from ulmfit.errors import BundleError, UsageError, did_you_mean
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
+REPOSITORY_MODELS = Path(__file__).resolve().parents[3] / "models"
 SCRATCH = "scratch"
 
 
@@ -27,7 +32,8 @@ class Parent:
         """Changes with the weights: part of a run's identity."""
         if self.path is None:
             return SCRATCH
-        return read_info(self.path).checksums.get("encoder.safetensors", "")
+        info = read_info(self.path)
+        return "".join(info.checksums.get(name, "") for name in info.encoder_files)
 
 
 def choose_parent(init: str | None, stage: str, runs: Path | None, dataset: str, direction: str | None) -> Parent:
@@ -36,13 +42,13 @@ def choose_parent(init: str | None, stage: str, runs: Path | None, dataset: str,
     Without `runs` no earlier runs are looked at.
 
     Raises:
-        BundleError: `init` is neither a bundle, nor a run folder with one, nor the name of a shipped model.
+        BundleError: `init` is neither a bundle, nor a run folder with one, nor the name of a model.
         UsageError: `init` reads in another direction.
     """
     if init == SCRATCH or (init is None and stage == "lm_pretrain"):
         return Parent(None, "from scratch")
     if init is not None:
-        path = resolve_bundle(init, LANGUAGE_MODEL)
+        path = resolve_bundle(_reading(init, direction), LANGUAGE_MODEL)
         reads = read_info(path).direction
         if direction not in (None, reads):
             raise UsageError(
@@ -68,8 +74,38 @@ def shipped_model(direction: str = "forward") -> Path | None:
     return None
 
 
+def models_folder() -> Path:
+    """Where models get a name: $ULMFIT_MODELS, else `models` in the working directory."""
+    return Path(os.environ.get("ULMFIT_MODELS") or "models")
+
+
+def directed_name(name: str, direction: str) -> str:
+    """The name of the model of a pair that reads in `direction`: `en-small`, `en-small-backward`."""
+    return name if direction == "forward" else f"{name}-{direction}"
+
+
+def _named(name: str) -> list[Path]:
+    """The folders in which a model of this name may lie."""
+    if len(Path(name).parts) != 1:
+        return []
+    return [folder / name for folder in (PRETRAINED, models_folder(), REPOSITORY_MODELS)]
+
+
+def model_name(path: Path) -> str | None:
+    """The name under which a bundle can be asked for, if it has one; elsewhere the same path may not exist."""
+    return path.name if path in _named(path.name) else None
+
+
+def _reading(name: str, direction: str | None) -> str:
+    """`name`, or that of the other model of a pair where only it reads in `direction`."""
+    other = directed_name(name, direction or "forward")
+    if other == name or Path(name).exists():
+        return name
+    return other if any(map(is_bundle, _named(other))) else name
+
+
 def resolve_bundle(name: str, kind: str | None) -> Path:
-    """A bundle's folder from a path to it, to a run folder that holds one, or the name of a shipped model.
+    """A bundle's folder from a path to it, to a run folder that holds one, or a model's name.
 
     Args:
         kind: None takes any, in a run folder with both the classifier.
@@ -78,17 +114,18 @@ def resolve_bundle(name: str, kind: str | None) -> Path:
         BundleError: nothing there, or of another kind.
     """
     path = Path(name)
-    candidates = (path, path / "bundle", *sorted(path.glob("*/bundle")), PRETRAINED / name)
+    candidates = (path, path / "bundle", *sorted(path.glob("*/bundle")), *_named(name))
     found = [candidate for candidate in candidates if is_bundle(candidate)]
     for candidate in found:
         if kind is None or read_info(candidate).kind == kind:
             return candidate
     if found or path.is_dir():
         read_info(found[0] if found else path, kind)  # says what is wrong with it
-    known = [p.name for p in PRETRAINED.glob("*") if is_bundle(p)]
+    folders = {path.parent for path in _named("any")}
+    known = sorted({p.name for folder in folders for p in folder.glob("*") if is_bundle(p)})
     raise BundleError(
         f"no bundle at {name}, expected a folder written by 'ulmfit train'"
-        + (f" or one of the shipped models {', '.join(known)}" if known else "")
+        + (f" or one of the models {', '.join(known)}" if known else "")
         + did_you_mean(name, known)
     )
 
