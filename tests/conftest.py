@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
+from attempts import Attempts
 
 from ulmfit.config import TrainConfig
 
@@ -100,6 +102,16 @@ def trained_backward(tmp_path_factory: pytest.TempPathFactory, caches: Path) -> 
     train.run(configured(TrainConfig(), **{**TINY, **values}))
     (folder,) = (runs / "helpdesk").iterdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def attempts() -> Iterator[Attempts]:
+    """Runs `ulmfit train` with mishaps, see `attempts.py`."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    made = Attempts()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ PARAMETERS: dict[str, Any] = {
     "init": "scratch",
     "model": "tiny",
     "lm_epochs": 1,
-    "epochs": 8,
+    "epochs": 12,
     "lr": 0.02,
     "config": (
         "trainer=cpu",

@@ -313,6 +313,16 @@ def test_interrupted_fit_leaves_a_usable_learner(
 # ------------------------------------------------------------------------------------------------ what comes out
 
 
+def test_a_time_limit_ends_a_fit(data: ulmfit.TextData, lm: LanguageModelLearner) -> None:
+    learner = new_classifier(data, lm)
+    before = weights(learner)
+    learner.config.trainer.max_time = "00:00:00:00"
+    with pytest.warns(UserWarning, match=r"the time is up .* at step 1 of 4; the network has the weights of"):
+        learner.fit(1, 0.01)
+    assert not same(before, weights(learner))
+    assert learner.predict("my printer").probabilities
+
+
 def test_predictions_agree(data: ulmfit.TextData, fitted: TextClassifierLearner) -> None:
     one = fitted.predict(TEXT)
     assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-5)

@@ -27,7 +27,7 @@ FLAGS = {  # name -> (short form, whether a value follows)
     "--shell-completion": ("-sc", False),
 }
 OWN_FLAGS = {"--help": "-h", "--version": "-V", "--debug": ""}
-FILE_KEYS = {"train": "dataset.path", "find_lr": "dataset.path", "evaluate": "dataset.path", "inspect": "dataset.path"}
+FILE_KEYS = dict.fromkeys(("train", "find_lr", "pack", "evaluate", "inspect"), "dataset.path")
 FILE_KEYS |= {"predict": "input", "report": "runs"}
 
 PARSERS: dict[type, Callable[[str], object]] = {int: int, float: float}

@@ -8,6 +8,7 @@ that is what Lightning starts for the other ranks of distributed training.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import io
 import logging
 import os
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ulmfit import __version__, failures
 from ulmfit.arguments import Arguments, parse
+from ulmfit.ranks import main_process, speaker
 from ulmfit.schema import VERBS
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush succeeds
         return 0
     except BaseException as error:
-        return failures.report(error, words, debug, prefix=rank_prefix())
+        return failures.report(error, words, debug, prefix=speaker())
 
 
 def dispatch(arguments: Arguments, words: Sequence[str]) -> int:
@@ -132,7 +134,7 @@ def run_verb(arguments: Arguments, words: Sequence[str]) -> int:
             raise explained(arguments.verb, error) from error
     if jobs.error is not None:
         raise jobs.error
-    if arguments.multirun and jobs.done + jobs.failed and not os.environ.get("LOCAL_RANK"):
+    if arguments.multirun and jobs.done + jobs.failed and main_process():
         failed = f", {jobs.failed} failed" if jobs.failed else ""
         logger.info("%d of %d runs finished%s.", jobs.done, jobs.done + jobs.failed, failed)
         logger.info("Compare them: ulmfit report runs=%s", jobs.runs)
@@ -160,7 +162,7 @@ def task_for(arguments: Arguments, words: Sequence[str], jobs: Jobs) -> Callable
             again.append("hydra.mode=RUN")
             logger.info("Run %d: %s", job.job.num + 1, " ".join(job.overrides.task))
         try:
-            with command_line(again), process_group_of_its_own():
+            with command_line(again), process_group_of_its_own(), started_as_ulmfit(os.getpid() != jobs.process):
                 config = hydra_config.to_config(verb, composed)
                 jobs.runs = config.runs
                 result = importlib.import_module(f"ulmfit.tasks.{verb}").run(config)
@@ -179,7 +181,7 @@ def task_for(arguments: Arguments, words: Sequence[str], jobs: Jobs) -> Callable
             jobs.error = error
             return
         jobs.failed += 1
-        prefix = f"{rank_prefix()}: run {jobs.done + jobs.failed}"
+        prefix = f"{speaker()}: run {jobs.done + jobs.failed}"
         jobs.exit_code = failures.report(error, words, arguments.debug, prefix)
 
     return task
@@ -194,6 +196,19 @@ def command_line(words: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
+
+
+@contextmanager
+def started_as_ulmfit(changed: bool) -> Iterator[None]:
+    """In the process of a launcher such as submitit, what Lightning starts again is `ulmfit`, not that launcher."""
+    main = sys.modules["__main__"]
+    before = main.__spec__
+    if changed:
+        main.__spec__ = importlib.util.find_spec("ulmfit.__main__")
+    try:
+        yield
+    finally:
+        main.__spec__ = before
 
 
 @contextmanager
@@ -217,6 +232,9 @@ def process_group_of_its_own() -> Iterator[None]:
         distributed = sys.modules.get("torch.distributed")
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
+        processes = sys.modules.get("ulmfit.training.processes")
+        if processes is not None:
+            processes.end_children()
         restore(before)
 
 
@@ -258,8 +276,9 @@ def set_up_logging(debug: bool) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers[:] = [handler]
     logger.propagate = False
-    quiet = os.environ.get("LOCAL_RANK", "0") != "0"
-    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if debug else logging.INFO)
+    logger.setLevel(logging.WARNING if not main_process() else logging.DEBUG if debug else logging.INFO)
+    if not debug:  # torch's own log, such as DDP's hint at a setting that is needed
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.showwarning = show_warning
 
 
@@ -277,9 +296,3 @@ def show_warning(
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line)
         print(text, end="", file=file or sys.stderr)
-
-
-def rank_prefix() -> str:
-    """Who is speaking: ranks above 0 say so."""
-    rank = os.environ.get("LOCAL_RANK", "0")
-    return "ulmfit" if rank == "0" else f"ulmfit (rank {rank})"

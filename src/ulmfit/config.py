@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+LONGEST_DOCUMENT = 50_000_000  # characters: ten times a document of a million tokens
+
 
 @dataclass
 class RulesConfig:
@@ -39,7 +41,7 @@ class DatasetConfig:
 
     name: str = "helpdesk"
     path: str | None = None  # None: the sample data that ships
-    format: str = "auto"  # auto | csv | tsv | jsonl | parquet | folder | fasttext | text | wikipedia | huggingface
+    format: str = "auto"  # auto csv tsv jsonl parquet folder fasttext text wikipedia wikitext huggingface packed
     text: list[str] = field(default_factory=lambda: ["text"])  # columns, joined by a newline
     label: str = "label"
     train: str | None = None  # file name or glob; None: train.* is looked for
@@ -54,7 +56,9 @@ class DatasetConfig:
     train_size: int | None = None  # low-shot: this many training labels, class-balanced
     train_seed: int = 0  # which low-shot sample
     limit: int | None = None  # read at most this many rows of each split (for trials)
+    max_document_chars: int = LONGEST_DOCUMENT  # a longer line or document is taken for damage or a bomb, and refused
     lm_use_test: bool = False  # also fine-tune the language model on test texts (never their labels)
+    licence: str = ""  # of the text, if models trained on it have to name it: goes into their cards
 
 
 @dataclass
@@ -149,6 +153,7 @@ class FitConfig:
     keep: str = "best"  # best | last: which weights the bundle holds
     valid_every: int | None = None  # validate each so many steps; None: each epoch
     half: bool = False  # store the bundle's weights in half precision: half the size, loaded as float32
+    shard_mib: int | None = None  # store the bundle's encoder in files of at most so many MiB
 
 
 @dataclass
@@ -158,6 +163,7 @@ class LMConfig(FitConfig):
     direction: str | None = None  # None: the bundle's, or forward
     vocabulary: str = "keep"  # keep: the bundle's tokenizer | train: a new one on this text, embeddings transferred
     tokens_per_chunk: int = 1024  # rows of the softmax computed at a time
+    minutes: float | None = None  # train about so long: speed is measured, then max_steps set to the steps that fit
 
 
 @dataclass
@@ -180,18 +186,19 @@ class StageConfig:
 
 @dataclass
 class TrainerConfig:
-    """Passed on to `lightning.Trainer` (except `precision=auto` and `threads`, resolved first)."""
+    """Passed on to `lightning.Trainer`, or resolved here first."""
 
     accelerator: str = "auto"
     devices: Any = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
     precision: str = "auto"  # auto: bf16-mixed where the hardware multiplies it natively, else 32-true
-    max_time: str | None = None  # DD:HH:MM:SS
+    max_time: str | None = None  # DD:HH:MM:SS of one attempt; the same command then goes on
     deterministic: bool = False
     enable_progress_bar: bool = True
     threads: int | None = None  # CPU threads; None leaves torch's choice
     checkpoint_minutes: float = 5.0
+    timeout_minutes: float = 30.0  # several processes: one that does not answer for so long is taken for lost
 
 
 @dataclass
@@ -214,6 +221,7 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     init: str | None = None  # bundle to start from; None: newest for this data set, else the shipped one; "scratch"
+    publish: str | None = None  # name for the finished language model: it also goes into models/, for init=NAME
     seed: int = 0
     runs: str = "runs"  # folder that holds runs; where newest bundles are looked for
     cache: str = ""  # token caches; empty: the user's cache folder
@@ -225,7 +233,9 @@ class EvaluateConfig:
     bundle: list[str] = field(default_factory=list)  # several: an ensemble; empty: the newest classifier
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     split: str = "test"  # train | valid | test
+    output: str | None = None  # JSON file for the figures that are printed
     batch_size: int = 64
+    precision: str = "32"  # 32 | auto (bf16 if native) | bf16 | int8 (CPU): of the network, as predict would use it
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     runs: str = "runs"
     cache: str = ""
@@ -239,6 +249,7 @@ class PredictConfig:
     output: str | None = None  # JSON lines; None: standard output
     text: list[str] = field(default_factory=lambda: ["text"])
     batch_size: int = 64
+    precision: str = "32"  # 32 | auto (bf16 if native) | bf16 | int8 (CPU); fewer bits are faster, and less exact
     threads: int | None = None
     runs: str = "runs"
     debug: bool = False
@@ -264,6 +275,12 @@ class FindLRConfig(TrainConfig):
     start: float = 1e-5
     end: float = 1.0
     steps: int = 100
+
+
+@dataclass
+class PackConfig(TrainConfig):
+    output: str = "packed"  # a new or empty folder
+    part_mb: int = 60  # no file is larger, in millions of bytes
 
 
 @dataclass

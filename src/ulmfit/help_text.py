@@ -15,6 +15,7 @@ SUMMARIES = {
     "predict": "labels and probabilities for a file or standard input, as JSON lines",
     "generate": "text from a language model",
     "find_lr": "learning-rate range test of a stage: a plot and a suggestion",
+    "pack": "tokenise a corpus into files of limited size, to pre-train on another machine",
     "inspect": "what is in a data set: counts, lengths, duplicates, leakage, expected time",
     "report": "one table from many runs",
 }
@@ -44,6 +45,11 @@ EXAMPLES = {
         ("find_lr stage=classifier", "the classifier on the sample data"),
         ("find_lr stage=lm_finetune dataset=trec6", "the language model on TREC-6"),
         ("find_lr stage=classifier start=1e-4 end=10 steps=200", "another range, finer steps"),
+    ),
+    "pack": (
+        ("pack experiment=pretrain_en_base output=packed", "English Wikipedia, pieces of the recipe"),
+        ("pack experiment=pretrain_de output=packed-de tokenizer.vocab_size=16000", "another language, more pieces"),
+        ("pack stage=lm_pretrain dataset=wikipedia dataset.path=articles.txt.bz2 part_mb=20", "your own articles"),
     ),
     "inspect": (
         ("inspect", "the sample data"),

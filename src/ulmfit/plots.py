@@ -7,6 +7,7 @@ import io
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,19 @@ Series = dict[str, list[tuple[int, float]]]
 def read_history(folder: Path) -> Series:
     """(step, value) of everything logged in a run folder, all attempts of a resumed run together."""
     merged: dict[str, dict[int, float]] = defaultdict(dict)
-    for path in sorted((folder / "log").glob("attempt-*/metrics.csv"), key=lambda p: int(p.parent.name.split("-")[1])):
-        with open(path, newline="", encoding="utf-8") as file:
+    attempts = {int(path.name[8:]): path for path in (folder / "log").glob("attempt-*") if path.name[8:].isdecimal()}
+    for _, attempt in sorted(attempts.items()):
+        if not (attempt / "metrics.csv").is_file():
+            continue
+        with open(attempt / "metrics.csv", newline="", encoding="utf-8", errors="replace") as file, suppress(csv.Error):
             for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and name not in ("step", "epoch"):
-                        merged[name][int(float(row["step"]))] = float(value)
+                try:
+                    step = int(float(row["step"]))
+                    values = {n: float(v) for n, v in row.items() if n and v and n not in ("step", "epoch")}
+                except (KeyError, TypeError, ValueError, OverflowError):  # the process was killed at this line
+                    continue
+                for name, value in values.items():
+                    merged[name][step] = value
     return {name: sorted(values.items()) for name, values in merged.items()}
 
 
@@ -50,7 +58,7 @@ def plot_losses(history: Series) -> Figure:
 def plot_rates(history: Series) -> Figure:
     """Learning rate of each layer group over optimiser steps; group 0 is the lowest."""
     figure, axes = _figure()
-    names = sorted((n for n in history if n.startswith("lr_")), key=lambda n: int(n.split("_")[1]))
+    names = sorted((n for n in history if n.startswith("lr_") and n[3:].isdecimal()), key=lambda n: int(n[3:]))
     for i, name in enumerate(names):
         shade = i / max(1, len(names) - 1)
         axes.plot(*_split(history[name]), color=(0.1, 0.2 + 0.5 * shade, 0.9 - 0.7 * shade), label=f"group {i}")

@@ -23,6 +23,7 @@ VERBS: dict[str, type[Any]] = {
     "predict": config_module.PredictConfig,
     "generate": config_module.GenerateConfig,
     "find_lr": config_module.FindLRConfig,
+    "pack": config_module.PackConfig,
     "inspect": config_module.InspectConfig,
     "report": config_module.ReportConfig,
 }

@@ -57,7 +57,10 @@ BELOW_ONE = Range(0, 1, high_open=True)  # dropouts, momenta, fractions held out
 SHARE = Range(0, 1, low_open=True)
 THREADS = Range(1, 1024)  # many more take all memory
 
+FILE_FORMATS = ("csv", "tsv", "jsonl", "parquet", "folder", "fasttext", "text", "wikipedia", "wikitext")
+FORMATS = ("auto", *FILE_FORMATS, "huggingface", "packed")
 SPLITS = ("train", "valid", "test")
+PRECISIONS = ("32", "auto", "bf16", "int8")
 STAGES = ("lm_pretrain", "lm_finetune", "classifier", "all")
 
 CHECKS: dict[type[Any], dict[str, Choice | Range]] = {
@@ -65,21 +68,20 @@ CHECKS: dict[type[Any], dict[str, Choice | Range]] = {
     c.TokenizerConfig: {
         "kind": Choice(("unigram", "bpe")),
         "vocab_size": Range(50, 1_000_000),
-        "character_coverage": Range(0.5, 1),
+        "character_coverage": Range(0.98, 1),
         "sample_chars": COUNT,
-        "max_piece_length": COUNT,
+        "max_piece_length": Range(1, 512),
         "sampling_alpha": FRACTION,
     },
     c.DatasetConfig: {
-        "format": Choice(
-            ("auto", "csv", "tsv", "jsonl", "parquet", "folder", "fasttext", "text", "wikipedia", "huggingface")
-        ),
+        "format": Choice(FORMATS),
         "valid_fraction": BELOW_ONE,
         "test_fraction": BELOW_ONE,
         "split_seed": NOT_NEGATIVE,
         "train_size": COUNT,
         "train_seed": NOT_NEGATIVE,
         "limit": COUNT,
+        "max_document_chars": Range(1, 2**31 - 1),
     },
     c.ModelConfig: {"embedding_dim": COUNT, "hidden_dim": COUNT, "num_layers": Range(1, 64)},
     c.DropoutConfig: {
@@ -123,12 +125,14 @@ CHECKS: dict[type[Any], dict[str, Choice | Range]] = {
         "patience": COUNT,
         "keep": Choice(("best", "last")),
         "valid_every": COUNT,
+        "shard_mib": COUNT,
     },
     c.LMConfig: {
         "bptt": Range(2),
         "direction": Choice(("forward", "backward")),
         "vocabulary": Choice(("keep", "train")),
         "tokens_per_chunk": COUNT,
+        "minutes": POSITIVE,
     },
     c.ClassifierConfig: {
         "bptt": Range(2),
@@ -145,12 +149,14 @@ CHECKS: dict[type[Any], dict[str, Choice | Range]] = {
         "precision": Choice(("auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true")),
         "threads": THREADS,
         "checkpoint_minutes": POSITIVE,
+        "timeout_minutes": POSITIVE,
     },
     c.LoggerConfig: {"log_every": COUNT},
     c.TrainConfig: {"seed": Range(0, 2**32 - 1)},
+    c.PackConfig: {"part_mb": COUNT},
     c.FindLRConfig: {"start": POSITIVE, "end": POSITIVE, "steps": Range(10)},
-    c.EvaluateConfig: {"split": Choice(SPLITS), "batch_size": COUNT},
-    c.PredictConfig: {"batch_size": COUNT, "threads": THREADS},
+    c.EvaluateConfig: {"split": Choice(SPLITS), "batch_size": COUNT, "precision": Choice(PRECISIONS)},
+    c.PredictConfig: {"batch_size": COUNT, "precision": Choice(PRECISIONS), "threads": THREADS},
     c.GenerateConfig: {
         "tokens": COUNT,
         "samples": COUNT,
@@ -252,6 +258,33 @@ def check_trainer(config: c.TrainerConfig) -> tuple[str, str] | None:
     return None
 
 
+def seconds_of(duration: str | None) -> float | None:
+    """Of a checked DD:HH:MM:SS; None stays None."""
+    if duration is None:
+        return None
+    days, hours, minutes, seconds = map(int, duration.split(":"))
+    return float(((24 * days + hours) * 60 + minutes) * 60 + seconds)
+
+
+def duration_of(seconds: float) -> str:
+    """DD:HH:MM:SS, rounded down and not below zero."""
+    minutes, s = divmod(max(0, int(seconds)), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours // 24:02}:{hours % 24:02}:{m:02}:{s:02}"
+
+
+def check_publish(config: c.TrainConfig) -> tuple[str, str] | None:
+    if config.publish is None or re.fullmatch(r"\w[\w.-]{0,99}", config.publish):
+        return None
+    return "publish", "expected the name of a folder in letters, digits, '.', '-' and '_'"
+
+
+def check_minutes(config: c.LMConfig) -> tuple[str, str] | None:
+    if config.minutes is not None and config.max_steps is not None:
+        return "minutes", f"expected null, because max_steps={config.max_steps}; choose one of them"
+    return None
+
+
 def check_test_range(config: c.FindLRConfig) -> tuple[str, str] | None:
     return None if config.start < config.end else ("start", f"expected less than end={config.end:g}")
 
@@ -269,6 +302,8 @@ RELATIONS: list[tuple[type[Any], Callable[[Any], tuple[str, str] | None]]] = [
     (c.PhaseConfig, check_phase),
     (c.ClassifierConfig, check_head),
     (c.TrainerConfig, check_trainer),
+    (c.TrainConfig, check_publish),
+    (c.LMConfig, check_minutes),
     (c.FindLRConfig, check_test_range),
 ]
 

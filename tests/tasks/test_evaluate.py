@@ -135,6 +135,29 @@ def test_bits_per_character(
     assert f"{figures['bits_per_character']:.4f} bits per character" in capsys.readouterr().out
 
 
+def test_perplexity_per_word_of_a_wikitext_file(
+    config: EvaluateConfig, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The likelihood of the running text, spread over the words of the file and an end for each of its lines."""
+    raw = " \n = One = \n \n It 's here , <unk> @-@ like . \n \n = Two = \n \n The end . \n"
+    (tmp_path / "wiki.test.tokens").write_text(raw)
+    config.bundle, config.dataset.limit = [str(trained / "lm" / "bundle")], None
+    config.dataset.name, config.dataset.path, config.dataset.format = "wiki", str(tmp_path), "wikitext"
+    config.output = str(tmp_path / "out" / "figures.json")
+    figures = evaluate.run(config)
+    bundle = load_bundle(trained / "lm" / "bundle")
+    ids = []
+    for text in ("= One =\nIt's here, <unk>-like.", "= Two =\nThe end."):
+        ids += [bundle.tokenizer.bos_id, *bundle.tokenizer.encode(text)]
+    with torch.no_grad():
+        logits = language_model_from(bundle).eval()(torch.tensor([ids[:-1]]))[0][0].double()
+    nll = float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum"))
+    assert figures["words"] == 3 + 8 + 3 + 3 + 8
+    assert figures["word_perplexity"] == pytest.approx(math.exp(nll / 25), rel=1e-5)
+    assert json.loads((tmp_path / "out" / "figures.json").read_text()) == figures
+    assert f"{figures['word_perplexity']:.2f} per word of the 25 " in capsys.readouterr().out
+
+
 def test_validation_figures_are_those_of_training(config: EvaluateConfig, trained: Path) -> None:
     """Training validates without the tokens that do not fill its rows: a difference in the third digit at most."""
     config.bundle, config.split = [str(trained / "lm")], "valid"
@@ -149,3 +172,23 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_json(tmp_path / "new" / "metrics.json", {"bad": object()})
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["metrics.json"]
     assert json.loads((tmp_path / "new" / "metrics.json").read_text("utf-8")) == {"größe": [1]}
+
+
+def test_what_less_precision_costs(config: EvaluateConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    exact = evaluate.run(config)
+    config.precision = "int8"
+    report = evaluate.run(config)
+    assert report["precision"]["error_with_32"] == pytest.approx(exact["error"], abs=1e-6)
+    assert report["precision"]["same_labels"] >= 0.9
+    assert 0 < report["precision"]["mean_difference"] <= report["precision"]["largest_difference"] < 0.1
+    assert "precision=int8 costs: with 32 bits the error is" in capsys.readouterr().out
+    assert "precision" not in exact
+
+
+def test_precision_of_a_language_model(config: EvaluateConfig, trained: Path) -> None:
+    config.bundle = [str(trained / "lm" / "bundle")]
+    exact = evaluate.run(config)
+    config.precision = "int8"
+    found = evaluate.run(config)
+    assert found["tokens"] == exact["tokens"] and found["nll"] != exact["nll"]
+    assert found["perplexity"] == pytest.approx(exact["perplexity"], rel=0.02)

@@ -46,6 +46,7 @@ def put(source: Path, target: Path, age: int, **provenance: str) -> Path:
     description = target / "bundle.json"
     content = json.loads(description.read_text())
     content["provenance"] |= provenance
+    content["checksums"].pop("bundle.json", None)  # that of the description itself
     description.write_text(json.dumps(content))
     then = 1_700_000_000 - age
     os.utime(description, (then, then))

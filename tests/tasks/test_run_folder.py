@@ -44,6 +44,10 @@ def test_name() -> None:
         ("trainer__accelerator", "cpu"),
         ("trainer__threads", 2),
         ("stage__lm__epochs", 99),
+        ("dataset__path", "/elsewhere/trec6"),  # fingerprints stand for the files
+        ("dataset__licence", "CC0"),
+        ("publish", "mine"),
+        ("init", "scratch"),  # so does one for the parent
     ],
 )
 def test_what_has_no_effect_on_the_result_resumes(key: str, value: Any) -> None:
@@ -57,7 +61,7 @@ def test_what_has_no_effect_on_the_result_resumes(key: str, value: Any) -> None:
         ("stage__classifier__epochs", 13),
         ("stage__classifier__method__unfreezing__mode", "last"),
         ("dataset__train_size", 100),
-        ("init", "scratch"),
+        ("dataset__limit", 10),
         ("trainer__precision", "32-true"),
         ("trainer__devices", 2),
     ],
@@ -75,6 +79,10 @@ def test_seeds_share_the_digits() -> None:
 def test_both_stages_count_for_all() -> None:
     assert folder(stage__name="all", stage__lm__epochs=99) != folder(stage__name="all")
     assert folder(stage__name="lm_finetune", stage__classifier__epochs=99) == folder(stage__name="lm_finetune")
+
+
+def test_another_parent_has_another_folder() -> None:
+    assert run_folder(settings(), "scratch", "text") != run_folder(settings(), "0123", "text")
 
 
 def test_other_data_has_another_folder() -> None:

@@ -80,7 +80,8 @@ def test_files_of_a_single_stage(settings: Settings, stage: str) -> None:
 
 def test_figures(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
-    assert set(metrics["lm"]) == {"train_loss_epoch", "valid_loss", "valid_perplexity", "seconds"}
+    of_valid = {"valid_loss", "valid_perplexity", "valid_bits_per_character"}
+    assert set(metrics["lm"]) == {"train_loss_epoch", *of_valid, "seconds"}
     assert {"train_loss_epoch", "valid_loss", "valid_accuracy", "valid_macro_f1", "test"} < set(metrics)
     assert metrics["test"]["documents"] == sum(map(sum, metrics["test"]["confusion"])) == 60
     assert read_info(trained / "classifier" / "bundle").metrics["valid_accuracy"] == metrics["valid_accuracy"]
@@ -288,16 +289,18 @@ def test_accumulation(settings: Settings) -> None:
 
 @pytest.mark.parametrize(("stage", "section"), [("lm_finetune", "lm"), ("classifier", "classifier")])
 def test_seeds(settings: Settings, tmp_path: Path, stage: str, section: str) -> None:
-    """The same seed gives the same weights bit for bit, whatever random numbers were drawn before."""
+    """The same seed gives the same weights and figures bit for bit, whatever random numbers were drawn before."""
     values = {f"stage__{section}__epochs": 1}
-    found = []
+    found, figures = [], []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         config = settings(stage, seed=seed, runs=str(tmp_path / name), **values)
         torch.rand(17)
-        train.run(config)
+        figures.append({name: value for name, value in train.run(config).items() if name != "seconds"})
         found.append(weights(only_run(config) / "bundle"))
     assert equal(found[0], found[1])
     assert not equal(found[0], found[2])
+    assert figures[0] == figures[1]
+    assert figures[0] != figures[2]
 
 
 def test_subword_sampling(settings: Settings, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ulmfit.config import (
     ClassifierConfig,
@@ -28,6 +27,7 @@ from ulmfit.config import (
     UnfreezingConfig,
 )
 from ulmfit.data.cache import TokenCache
+from ulmfit.errors import NotFinished, Stopped
 from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
 from ulmfit.nn.build import new_text_classifier
 from ulmfit.nn.models import LanguageModel
@@ -98,7 +98,11 @@ def fit_lm(
 
 
 def fit_classifier(
-    config: FitConfig, folder: Path, callbacks: list[lightning.Callback], fresh: bool = False
+    config: FitConfig,
+    folder: Path,
+    callbacks: list[lightning.Callback],
+    trainer: TrainerConfig = TRAINER,
+    fresh: bool = False,
 ) -> Outcome:
     assert isinstance(config, ClassifierConfig)
     model = new_text_classifier(language_model().encoder, 3, config)
@@ -115,7 +119,7 @@ def fit_classifier(
         config,
         "forward",
         5,
-        TRAINER,
+        trainer,
         LOGGER,
         folder,
         callbacks=callbacks,
@@ -153,7 +157,7 @@ def test_from_any_checkpoint(case: str, tmp_path: Path) -> None:
     whole = fit(config, tmp_path / "whole", [snapshots])
     assert len(snapshots.taken) > 3
     # The first and the last of an epoch are special to Lightning; epochs have 6 or 7 batches.
-    for snapshot in snapshots.taken[:: 1 if case in ("lm", "classifier") else 3]:
+    for snapshot in snapshots.taken[:: 2 if case in ("lm", "classifier") else 4]:
         folder = tmp_path / snapshot.stem
         recovery_path(folder).parent.mkdir(parents=True)
         shutil.copy(snapshot, recovery_path(folder))
@@ -173,6 +177,7 @@ class Interrupt(lightning.Callback):
 
 
 RARELY = replace(TRAINER, checkpoint_minutes=60)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -180,9 +185,10 @@ RARELY = replace(TRAINER, checkpoint_minutes=60)
     ("number", "step", "saved_at"),
     [
         (signal.SIGINT, 3, 4),
-        (signal.SIGINT, 6, 8),  # the 7th step is the last of its epoch: validation first, and a step of the next
+        (signal.SIGINT, 6, 7),  # the last of its epoch: validation first
         (signal.SIGTERM, 3, 4),
-        (signal.SIGTERM, 6, 8),
+        (signal.SIGTERM, 6, 7),
+        (signal.SIGUSR1, 20, 21),  # the last of all
     ],
 )
 def test_asked_to_stop(
@@ -190,11 +196,11 @@ def test_asked_to_stop(
 ) -> None:
     """Nothing that was computed is lost, although the next checkpoint was an hour away."""
     whole = fit_lm(LM, tmp_path / "whole", [])
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    expected = KeyboardInterrupt if number == signal.SIGINT else SIGTERMException
+    before = [signal.getsignal(n) for n in SIGNALS]
+    expected = KeyboardInterrupt if number == signal.SIGINT else Stopped
     with pytest.raises(expected):
         fit_lm(LM, tmp_path / "run", [Interrupt(step, number)], RARELY)
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(n) for n in SIGNALS] == before
     said = capsys.readouterr().err
     assert "stopping after this step" in said
     assert ("Ctrl-C again" in said) == (number == signal.SIGINT)
@@ -212,11 +218,64 @@ def test_interrupted_twice_stops_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_interrupted_where_epochs_have_one_step(tmp_path: Path) -> None:
-    config = replace(CLASSIFIER, batch_size=50, tokens_per_batch=2000)
-    with pytest.raises(KeyboardInterrupt):
-        fit_classifier(config, tmp_path, [Interrupt(1, signal.SIGINT)])
-    assert not recovery_path(tmp_path).exists()
+@pytest.mark.parametrize("more", [{}, {"max_steps": 4}, {"accumulate": 3}, {"keep": "last"}], ids=str)
+def test_interrupted_where_epochs_have_one_step(more: dict[str, Any], tmp_path: Path) -> None:
+    """Saved between two epochs, and resumed there."""
+    optim = OptimConfig(lr=0.05, accumulate=more.pop("accumulate", 1))
+    config = replace(CLASSIFIER, batch_size=50 // optim.accumulate, tokens_per_batch=2000, optim=optim, **more)
+    whole = fit_classifier(config, tmp_path / "whole", [])
+    for step in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            fit_classifier(config, tmp_path / "run", [Interrupt(step, signal.SIGINT)], RARELY)
+        assert torch.load(recovery_path(tmp_path / "run"), weights_only=True)["global_step"] == step + 1
+    resumed = fit_classifier(config, tmp_path / "run", [Interrupt(4, signal.SIGINT)])  # there was nothing left to do
+    resumed.assert_equal(whole, "resumed")
+    assert resumed.result.metrics == whole.result.metrics
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_figures_are_of_all_attempts(tmp_path: Path) -> None:
+    whole = fit_lm(LM, tmp_path / "whole", [])
+    with pytest.raises(Stopped):
+        fit_lm(LM, tmp_path / "run", [Interrupt(17, signal.SIGTERM)])
+    resumed = fit_lm(LM, tmp_path / "run", [])
+    assert resumed.result.metrics == whole.result.metrics  # the loss of the last epoch, of which one part came before
+    saved = torch.load(recovery_path(tmp_path / "run"), weights_only=True)
+    assert whole.result.earlier == 0 < resumed.result.earlier < saved["recovery"]["seconds"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_stopped_early_and_then_killed(tmp_path: Path) -> None:
+    """Early stopping, whose end is saved, is not forgotten: no epoch follows."""
+    config = replace(CLASSIFIER, epochs=8, patience=2)
+    whole = fit_classifier(config, tmp_path, [])
+    assert whole.result.stopped_early and whole.result.steps < 8 * 7
+    again = fit_classifier(config, tmp_path, [Interrupt(whole.result.steps, signal.SIGINT)])
+    again.assert_equal(whole, "again")
+    assert again.result.stopped_early == whole.result.stopped_early
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_time_limit_is_of_each_attempt(tmp_path: Path) -> None:
+    whole = fit_lm(LM, tmp_path / "whole", [])
+    limited = replace(RARELY, max_time="00:00:00:00")
+    for step in (1, 2):
+        with pytest.raises(NotFinished, match=rf"the time is up \(trainer.max_time\) at step {step} of "):
+            fit_lm(LM, tmp_path / "run", [], limited)
+    fit_lm(LM, tmp_path / "run", [], RARELY).assert_equal(whole, "resumed")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_slurm_is_not_left_to_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would save in the middle of a step, elsewhere, and put the job into the queue again by itself."""
+    for name, value in {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    whole = fit_lm(LM, tmp_path / "whole", [])
+    with pytest.raises(Stopped):
+        fit_lm(LM, tmp_path / "run", [Interrupt(3, signal.SIGUSR1)], RARELY)
+    assert [path.name for path in (tmp_path / "run").rglob("*.ckpt")] == ["last.ckpt"]
+    fit_lm(LM, tmp_path / "run", [], RARELY).assert_equal(whole, "resumed")
 
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ulmfit import plots
 from ulmfit.bundle import Bundle, BundleInfo, save_bundle
 from ulmfit.config import FitConfig, ScheduleConfig, TrainConfig
-from ulmfit.errors import UsageError
+from ulmfit.errors import NotFinished, UsageError
+from ulmfit.interruption import CHECKPOINTS
 from ulmfit.learner.plans import Rate, as_frozen, by_method
 from ulmfit.learner.text_data import TextData
 from ulmfit.nn.models import LanguageModel, TextClassifier
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training import engine
-from ulmfit.training.checkpoints import CHECKPOINTS
 from ulmfit.training.lr_find import LRFindResult, find_lr
 from ulmfit.training.trainer import FitResult, quiet_lightning
 from ulmfit.validation import validate
@@ -271,6 +271,8 @@ class Learner(ABC):
             try:
                 result = self._fit(config, seed, folder, title)
                 self.metrics = result.metrics
+            except NotFinished as end:
+                warnings.warn(f"{end}; the network has the weights of that moment", UserWarning, stacklevel=3)
             finally:  # also when it is interrupted: the network then has the weights of that moment
                 self.trained = True
                 self._forget_gradients()

@@ -19,7 +19,7 @@ from ulmfit.learner.loading import LanguageModelPredictor, find_bundle
 from ulmfit.learner.text_data import TextData
 from ulmfit.nn.build import language_model_from
 from ulmfit.nn.models import LanguageModel
-from ulmfit.tasks import stages
+from ulmfit.tasks import inputs
 from ulmfit.tasks.locations import resolve_bundle
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training import engine
@@ -54,7 +54,7 @@ class LanguageModelLearner(Learner):
             if split != "lm":
                 _ = self.data.has(split) or self.data.table(split)  # which says what there is
             if self.data.config is not None:
-                self._caches[split] = stages.lm_cache(self.config, self.tokenizer, split)
+                self._caches[split] = inputs.lm_cache(self.config, self.tokenizer, split)
             else:
                 texts = list(self.data.texts(split))
                 if not texts:

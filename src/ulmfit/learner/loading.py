@@ -97,22 +97,25 @@ class LanguageModelPredictor:
         return f"LanguageModelPredictor('{self.bundle.path}', {self.bundle.info.direction})"
 
 
-def load(path: str | Path | Sequence[str | Path], device: str = "auto") -> Predictor | LanguageModelPredictor:
+def load(
+    path: str | Path | Sequence[str | Path], device: str = "auto", precision: str = "32"
+) -> Predictor | LanguageModelPredictor:
     """A bundle ready to use: a classifier as a `Predictor`, a language model as a `LanguageModelPredictor`.
 
     Args:
         path: folder of a bundle, or of a run that holds one; several classifiers make an ensemble, whose
             probabilities are averaged.
         device: "cpu", "cuda", ...; "auto" takes a GPU if there is one.
+        precision: of classifiers: "32", or faster and less exact "auto", "bf16", "int8"; see `Predictor`.
 
     Raises:
         BundleError: no bundle there, a damaged one, or an ensemble of what does not fit together.
     """
     if not isinstance(path, str | Path):
-        return Predictor([resolve_bundle(str(one), CLASSIFIER) for one in path], device)
+        return Predictor([resolve_bundle(str(one), CLASSIFIER) for one in path], device, precision=precision)
     bundle = load_bundle(find_bundle(path))
     if bundle.info.kind == CLASSIFIER:
-        return Predictor([bundle], device)
+        return Predictor([bundle], device, precision=precision)
     return LanguageModelPredictor(bundle, device)
 
 

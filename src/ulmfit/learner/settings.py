@@ -14,7 +14,7 @@ from ulmfit.errors import UsageError, did_you_mean
 from ulmfit.hydra_config import load_config
 from ulmfit.learner.base import Learner
 from ulmfit.learner.text_data import TextData
-from ulmfit.tasks import stages
+from ulmfit.tasks import inputs, stages
 from ulmfit.tasks.locations import Parent, choose_parent
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.validation import validate
@@ -102,5 +102,5 @@ def starting_bundle(init: Init, stage: str, data: TextData, direction: str | Non
 def tokenizer_for(data: TextData, config: TrainConfig, bundle: Bundle | None) -> Tokenizer:
     """The bundle's tokenizer, or one learnt from the data where there is none or `vocabulary=train`."""
     if data.config is not None or (bundle is not None and config.stage.lm.vocabulary == "keep"):
-        return stages.tokenizer_for(config, bundle, config.stage.lm)
+        return inputs.tokenizer_for(config, bundle, config.stage.lm)
     return Tokenizer.train(data.texts("lm"), config.tokenizer)

@@ -19,7 +19,7 @@ def run(config: FindLRConfig) -> dict[str, Any]:
     Raises:
         UlmfitError: the loss never fell, so there is nothing to suggest.
     """
-    from ulmfit.tasks import stages
+    from ulmfit.tasks import inputs
     from ulmfit.tasks.scoring import write_json
     from ulmfit.training import engine
     from ulmfit.training.lr_find import find_lr
@@ -30,7 +30,7 @@ def run(config: FindLRConfig) -> dict[str, Any]:
     parent = choose_parent(config.init, stage, Path(config.runs), config.dataset.name, config.stage.lm.direction)
     limits = (config.trainer, config.start, config.end, config.steps)
     if stage == "classifier":
-        labelled = stages.prepare_classifier(config, parent)
+        labelled = inputs.prepare_classifier(config, parent)
         classifier, documents = engine.classifier_parts(
             labelled.model,
             labelled.train,
@@ -43,7 +43,7 @@ def run(config: FindLRConfig) -> dict[str, Any]:
         )
         result = find_lr(classifier, documents, config.stage.classifier, *limits)
     else:
-        text = stages.prepare_language_model(config, parent)
+        text = inputs.prepare_language_model(config, parent)
         language_model, streams = engine.language_model_parts(
             text.model, text.train, None, config.stage.lm, text.direction, config.seed
         )

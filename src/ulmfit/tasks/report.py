@@ -14,13 +14,20 @@ from typing import Any
 
 from ulmfit.config import ReportConfig, TrainConfig
 from ulmfit.errors import DataError, UsageError, did_you_mean
-from ulmfit.tasks.run_folder import TRAINER_WITH_EFFECT, WITHOUT_EFFECT, read_record
+from ulmfit.tasks.run_folder import (
+    TRAINER_WITH_EFFECT,
+    WITHOUT_EFFECT,
+    WITHOUT_EFFECT_OF_DATASET,
+    read_record,
+    unreadable,
+)
 from ulmfit.whole_file import whole_file
 
-FIGURES = {"perplexity": 2, "valid_error_%": 2, "test_error_%": 2, "test_macro_f1": 4}  # decimals
+# Columns and their decimals.
+FIGURES = {"perplexity": 2, "bits_per_character": 4, "valid_error_%": 2, "test_error_%": 2, "test_macro_f1": 4}
 _SEED = re.compile(r"-seed-?\d+$")
 # Where two data sets differ in their name, these say nothing more.
-_PLACES = ("path", "format", "text", "label", "train", "valid", "test", "unlabelled", "encoding", "delimiter")
+_PLACES = (*WITHOUT_EFFECT_OF_DATASET, "format", "text", "label", "encoding", "delimiter")
 
 Row = dict[str, Any]
 
@@ -60,12 +67,20 @@ def _row(run: Path, root: Path, settings: dict[str, Any], differing: list[str]) 
     metrics = read_record(run / "metrics.json")
     row: Row = {"run": str(run.relative_to(root)), "seed": settings.get("seed")}
     row |= {name: settings.get(name) for name in differing}
-    found = {"perplexity": metrics.get("lm", metrics).get("valid_perplexity")}
+    try:
+        return row | _figures(metrics)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise unreadable(run / "metrics.json") from error
+
+
+def _figures(metrics: dict[str, Any]) -> Row:
+    lm = metrics.get("lm", metrics)
+    found = {"perplexity": lm.get("valid_perplexity"), "bits_per_character": lm.get("valid_bits_per_character")}
     if "valid_accuracy" in metrics:
         found["valid_error_%"] = 100 * (1 - metrics["valid_accuracy"])
     if "test" in metrics:
         found |= {"test_error_%": 100 * metrics["test"]["error"], "test_macro_f1": metrics["test"]["macro_f1"]}
-    row |= {name: round(value, FIGURES[name]) for name, value in found.items() if value is not None}
+    row: Row = {name: round(float(value), FIGURES[name]) for name, value in found.items() if value is not None}
     row["seconds"] = round(metrics.get("seconds", 0))
     return row
 
@@ -115,7 +130,8 @@ def _had_parent(run: Path) -> bool:
     """Whether the run's first stage started from a bundle, which then decided network and tokenizer."""
     for path in (run / "bundle" / "bundle.json", run / "lm" / "bundle" / "bundle.json"):
         if path.is_file():
-            return bool(read_record(path).get("provenance", {}).get("parent", "scratch") != "scratch")
+            provenance = read_record(path).get("provenance")
+            return isinstance(provenance, dict) and provenance.get("parent", "scratch") != "scratch"
     return False
 
 

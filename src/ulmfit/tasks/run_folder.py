@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,30 @@ from typing import Any
 import yaml
 
 from ulmfit.config import TrainConfig
-from ulmfit.errors import DataError
-from ulmfit.whole_file import whole_file
+from ulmfit.errors import DataError, InUseError
+from ulmfit.interruption import CHECKPOINTS
+from ulmfit.locks import locked
+from ulmfit.ranks import main_process
+from ulmfit.whole_file import read_small, remove_partials, whole_file
 
+CONFIG_FILE, LOCK_FILE = "config.yaml", ".lock"
 # What may change between the first attempt and the one that resumes it, because the result stays the same.
-CONFIG_FILE = "config.yaml"
-WITHOUT_EFFECT = ("runs", "cache", "debug", "logger", "seed")
+WITHOUT_EFFECT = ("runs", "cache", "debug", "logger", "seed", "publish")
+# Fingerprints of the texts and of the parent stand for these: on another machine the same files lie elsewhere.
+PLACES = ("path", "train", "valid", "test", "unlabelled")
+WITHOUT_EFFECT_OF_DATASET = (*PLACES, "licence", "max_document_chars")
 TRAINER_WITH_EFFECT = ("precision", "devices", "num_nodes")
 
 
+_MOST_FIGURES, _MOST_SETTINGS = 256 << 20, 1 << 20  # bytes of a file
+
+
 def relevant(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide a run's result, apart from the seed."""
+    """The settings that decide a run's result, apart from the seed and from what fingerprints say better."""
     settings = {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
     settings["trainer"] = {name: settings["trainer"][name] for name in TRAINER_WITH_EFFECT}
+    settings["dataset"] = {n: v for n, v in settings["dataset"].items() if n not in WITHOUT_EFFECT_OF_DATASET}
+    del settings["init"]
     if config.stage.name == "classifier":
         del settings["stage"]["lm"]
     elif config.stage.name != "all":
@@ -41,7 +52,7 @@ def relevant(config: TrainConfig) -> dict[str, Any]:
 def run_folder(config: TrainConfig, *also: str) -> Path:
     """`runs/<dataset>/<stage>-<8 hex digits of the settings>-seed<n>`; runs that differ in the seed share the digits.
 
-    `also` takes what else decides the result, such as a fingerprint of the data.
+    `also` takes what else decides the result: fingerprints of the data and of the parent's weights.
     """
     text = json.dumps([relevant(config), *also], sort_keys=True)
     digits = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -57,16 +68,27 @@ def write_config(config: Any, folder: Path) -> Path:
 
 
 @contextmanager
-def kept_if_used(folder: Path) -> Iterator[None]:
-    """After a failure, removes a run's folder in which there is nothing but its configuration.
+def working_in(folder: Path) -> Iterator[None]:
+    """Locks a run's folder, and removes from it what a killed process left half-written.
 
-    So a wrong column or a device that is not there leaves nothing behind, nor do folders above that were made for it.
+    After a failure, a folder in which there is nothing but its configuration is removed. So a wrong column or a device
+    that is not there leaves nothing behind, nor do folders above that were made for it. Of several processes that
+    train together, rank 0 does all this.
+
+    Raises:
+        InUseError: another process is training there.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = locked(folder / LOCK_FILE) if main_process() else nullcontext()
     try:
-        yield
+        with lock:
+            if main_process():
+                remove_partials(folder)
+            yield
+    except InUseError:
+        raise
     except BaseException:
-        if not any(path.is_file() and path.name != CONFIG_FILE for path in folder.rglob("*")):
+        if not any(path.is_file() and path.name not in (CONFIG_FILE, LOCK_FILE) for path in folder.rglob("*")):
             shutil.rmtree(folder, ignore_errors=True)
             for path in missing[1:]:
                 try:
@@ -76,17 +98,46 @@ def kept_if_used(folder: Path) -> Iterator[None]:
         raise
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes from the folder of a finished run what is left if it was killed at the very end."""
+    for checkpoints in [*folder.rglob(CHECKPOINTS)]:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    with suppress(OSError):  # a folder that may only be read
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """What a run wrote about itself, as YAML or JSON.
 
     Raises:
         DataError: it cannot be read, or is something else.
     """
+    content: Any = None
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        content = None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} cannot be read, expected what 'ulmfit train' wrote; delete the run or train it again")
+        if path.suffix == ".json":
+            content = json.loads(read_small(path, _MOST_FIGURES).decode())
+        else:
+            text = read_small(path, _MOST_SETTINGS).decode()
+            # Names for parts of a document repeat them any number of times; we write none.
+            if "*" not in text or not any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+                content = yaml.safe_load(text)
+        plain = _is_plain(content)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        plain = False
+    if not isinstance(content, dict) or not plain:
+        raise unreadable(path)
     return content
+
+
+def unreadable(path: Path) -> DataError:
+    """The error for a record that holds something else than what belongs there."""
+    return DataError(f"{path} cannot be read, expected what 'ulmfit train' wrote; delete the run or train it again")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether there are only names and values that we write: YAML also has dates, sets and bytes."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(item) for name, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)

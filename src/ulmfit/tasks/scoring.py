@@ -13,6 +13,8 @@ from ulmfit.inference import Probabilities
 from ulmfit.training.metrics import classifier_metrics, confusion_matrix
 from ulmfit.whole_file import whole_file
 
+_MATRIX_CLASSES = 100  # with more of them, nearly all of a confusion matrix is zero
+
 
 def classification_report(
     probabilities: Probabilities, labels: Sequence[int], classes: Sequence[str]
@@ -59,7 +61,41 @@ def format_report(report: dict[str, Any], title: str) -> str:
     return "\n".join(lines)
 
 
+def stored(report: dict[str, Any]) -> dict[str, Any]:
+    """The report as it is written: of a large confusion matrix only what is not zero, by names of classes.
+
+    `{"confusion": {true: {predicted: documents}}}`; `confusion_of` makes a matrix of either form.
+    """
+    classes = list(report["per_class"])
+    if len(classes) <= _MATRIX_CLASSES:
+        return report
+    sparse = {
+        true: {classes[i]: count for i, count in enumerate(row) if count}
+        for true, row in zip(classes, report["confusion"], strict=True)
+    }
+    return {**report, "confusion": {true: row for true, row in sparse.items() if row}}
+
+
+def confusion_of(report: dict[str, Any]) -> list[list[int]]:
+    """The confusion matrix of a report from memory or from `metrics.json`; rows are true classes."""
+    found = report["confusion"]
+    if isinstance(found, list):
+        return found
+    classes = list(report["per_class"])
+    return [[found.get(true, {}).get(predicted, 0) for predicted in classes] for true in classes]
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Whole or not at all; a list of numbers is one line."""
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(_laid_out(values, "") + "\n", encoding="utf-8")
+
+
+def _laid_out(value: Any, indent: str) -> str:
+    inner = indent + "  "
+    if isinstance(value, dict) and value:
+        lines = [f"{inner}{json.dumps(str(k), ensure_ascii=False)}: {_laid_out(v, inner)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return "[\n" + ",\n".join(inner + _laid_out(item, inner) for item in value) + f"\n{indent}]"
+    return json.dumps(value, ensure_ascii=False)

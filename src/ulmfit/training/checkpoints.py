@@ -6,19 +6,21 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from ulmfit.errors import DataError
+from ulmfit.errors import DataError, NotFinished
+from ulmfit.interruption import CHECKPOINTS, STOP_SIGNALS, stop
+from ulmfit.pickled_data import refuse_expansion
 from ulmfit.whole_file import whole_file
 
-CHECKPOINTS = "checkpoints"
+_TIME_IS_UP = -1  # beside the numbers of signals
 
 
 def recovery_path(folder: Path) -> Path:
@@ -27,30 +29,63 @@ def recovery_path(folder: Path) -> Path:
 
 
 class Recovery(Callback):
-    """Saves what is needed to go on exactly from here: now and then, and when asked to stop (Ctrl-C, SIGTERM).
+    """Saves what is needed to go on exactly from here: now and then, when asked to stop, and when the time is up.
 
-    Only between two optimiser steps of an epoch: Lightning 2.6 neither keeps gradients that accumulate nor makes up for
-    a validation that was due, and resumed at the start of an epoch it takes that epoch for done. So a training whose
-    epochs have one step is not saved.
+    Asked by Ctrl-C, or by a signal such as SIGTERM. Only between two optimiser steps of an epoch and at the end of one:
+    Lightning 2.6 neither keeps gradients that accumulate nor makes up for a validation that was due.
+
+    Args:
+        minutes: at most so long from one checkpoint to the next, as far as steps and validations are shorter.
+        limit: seconds after which this attempt stops; None: never.
+
+    Attributes:
+        earlier: seconds that earlier attempts took, up to the checkpoint that this one started from.
     """
 
-    def __init__(self, path: Path, minutes: float) -> None:
+    def __init__(self, path: Path, minutes: float, limit: float | None = None) -> None:
         self.path = path
         self.seconds = 60 * minutes
+        self.limit = limit
+        self.earlier = 0.0
+        self._began = time.monotonic()
         self._saved = 0.0
-        self._asked = 0  # the signal that asked to stop
+        self._asked = 0  # the signal that asked to stop, or _TIME_IS_UP
+        self._leaves = 0  # the same, once everything is saved
+        self._epoch_is_over = False  # while the checkpoint between two epochs is made, or when it was loaded
         self._speaks = True
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["recovery"] = {
+            "seconds": self.earlier + time.monotonic() - self._began,
+            "between_epochs": self._epoch_is_over,
+            "stopped": trainer.should_stop,  # by early stopping: nothing is left to do
+        }
+        if self._epoch_is_over:  # else Lightning would do the epoch's end once more
+            for progress in ("current", "total"):
+                epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"][progress]
+                epochs["completed"] = epochs["processed"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("recovery", {})  # there was none before version 0.2
+        self.earlier = float(saved.get("seconds", 0.0))
+        self._epoch_is_over = bool(saved.get("between_epochs", False))
+        trainer.should_stop = bool(saved.get("stopped", False))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = time.monotonic()
-        self._asked = 0
+        self._asked = self._leaves = 0
         self._speaks = trainer.is_global_zero
+        if self._epoch_is_over:
+            # With max_steps Lightning takes every checkpoint for one inside an epoch, and this epoch for done.
+            trainer.fit_loop.epoch_loop.restarting = False
+            self._epoch_is_over = False
         if threading.current_thread() is not threading.main_thread():
             return
         # Lightning puts the old handlers back at the end. Its own for SIGTERM would stop where nothing can be saved.
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._ask)
         signal.signal(signal.SIGTERM, self._ask)
+        for number in (signal.SIGINT, *STOP_SIGNALS):
+            if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL, stop):
+                signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = number
@@ -63,10 +98,27 @@ class Recovery(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not between_steps(trainer, batch_idx):
-            return
-        asked = self._asked
-        due = asked != 0 or time.monotonic() - self._saved >= self.seconds
+        if between_steps(trainer, batch_idx):
+            self._save_if_due(trainer)
+            self._leave(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_is_over = True
+        self._save_if_due(trainer)
+        self._epoch_is_over = False
+
+    # Not at the end of the epoch itself, after which Lightning logs its figures.
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._leave(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._leaves != _TIME_IS_UP:  # it was enough
+            self._leave(trainer)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        now = time.monotonic()
+        asked = self._asked or (_TIME_IS_UP if self.limit is not None and now - self._began >= self.limit else 0)
+        due = asked != 0 or now - self._saved >= self.seconds
         if trainer.world_size > 1:  # rank 0 decides
             due, asked = trainer.strategy.broadcast((due, asked))
         if due:
@@ -74,16 +126,17 @@ class Recovery(Callback):
             for logger in trainer.loggers:
                 logger.save()  # else the log would have a gap before the point where training goes on
             self._saved = time.monotonic()
-        _stop(asked)
+        self._leaves = asked
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.num_training_batches <= trainer.accumulate_grad_batches:
-            _stop(self._asked)  # there is no place to save
-
-
-def _stop(asked: int) -> None:
-    if asked:
-        raise KeyboardInterrupt if asked == signal.SIGINT else SIGTERMException
+    def _leave(self, trainer: Trainer) -> None:
+        """Raises what ends the training, if it was asked to end and is saved."""
+        if self._leaves == _TIME_IS_UP:
+            step, steps = trainer.global_step, int(trainer.estimated_stepping_batches)
+            raise NotFinished(f"the time is up (trainer.max_time) at step {step} of {steps}")
+        if self._leaves == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._leaves:
+            stop(self._leaves)
 
 
 def between_steps(trainer: Trainer, batch_idx: int) -> bool:
@@ -94,6 +147,19 @@ def between_steps(trainer: Trainer, batch_idx: int) -> bool:
         interval = trainer.val_check_batch
         return interval is None or (trainer.fit_loop.total_batch_idx + 1) % interval != 0
     return True
+
+
+class Beside(Callback):
+    """Writes something else that resuming needs, once, before the first checkpoint."""
+
+    def __init__(self, write: Callable[[], object]) -> None:
+        self.write = write
+        self._written = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.is_global_zero and not self._written:
+            self.write()
+            self._written = True
 
 
 class Validated(Callback):
@@ -143,9 +209,12 @@ class WholeFiles(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *options: Any, **more: Any) -> dict[str, Any]:
         try:
+            refuse_expansion(Path(path))
             checkpoint = super().load_checkpoint(path, *options, **more)
             _ = checkpoint["state_dict"], checkpoint["pytorch-lightning_version"]
         except Exception as error:  # pickle, zip and torch have errors of their own
+            if isinstance(error, MemoryError) or "allocate memory" in str(error):
+                raise  # it may be a good one
             raise DataError(f"{path} is no checkpoint to go on from; delete it to train from the start") from error
         return checkpoint
 

@@ -45,7 +45,7 @@ class Progress(Callback):
         if not trainer.is_global_zero or now - self._shown < (_REFRESH_SECONDS if self._live else _LOG_SECONDS):
             return
         self._shown = now
-        loss = trainer.callback_metrics.get("train_loss")
+        loss = trainer.callback_metrics.get("train_loss_step")
         if loss is not None:
             self._smooth = float(loss) if self._smooth is None else 0.7 * self._smooth + 0.3 * float(loss)
         total = int(trainer.estimated_stepping_batches)

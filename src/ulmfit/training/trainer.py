@@ -13,16 +13,22 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from ulmfit.config import FitConfig, LoggerConfig, TrainerConfig
-from ulmfit.errors import UlmfitError, UsageError
+from ulmfit.errors import UsageError
+from ulmfit.nn.reduced import cpu_multiplies_bfloat16
 from ulmfit.training.base import UlmfitModule
 from ulmfit.training.callbacks import method_callbacks
 from ulmfit.training.checkpoints import Recovery, Validated, WholeFiles, recovery_path
+from ulmfit.training.processes import ranks_for
 from ulmfit.training.progress import Progress
+from ulmfit.training.stability import NonFiniteGuard
+from ulmfit.validation import seconds_of
 
 log = logging.getLogger("ulmfit")
 
@@ -51,12 +57,14 @@ class FitResult:
         steps: optimiser steps made, in all attempts together.
         main: whether this process is the one that writes files (rank 0).
         stopped_early: why training ended before its plan, else "".
+        earlier: seconds that earlier attempts took.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     main: bool = True
     stopped_early: str = ""
+    earlier: float = 0.0
 
 
 def fit(
@@ -80,6 +88,8 @@ def fit(
     Raises:
         UlmfitError: the loss is not a number any more; with the step, the rate and advice.
         KeyboardInterrupt: Ctrl-C, once a checkpoint is written.
+        Stopped: the same for a signal such as SIGTERM.
+        NotFinished: the same for `max_time`; without a folder, training just ends then.
     """
     name, mode = monitor
     has_validation = not isinstance(data.val_dataloader(), list)
@@ -89,9 +99,11 @@ def fit(
         extra.append(validated)
     if config.patience is not None and has_validation:
         extra.append(EarlyStopping(name, mode=mode, patience=config.patience, check_on_train_epoch_end=False))
-    resume = None
+    resume = recovery = None
     if folder is not None:
-        extra.append(Recovery(recovery_path(folder), trainer_config.checkpoint_minutes))
+        limit = seconds_of(trainer_config.max_time)
+        recovery = Recovery(recovery_path(folder), trainer_config.checkpoint_minutes, limit)
+        extra.append(recovery)
         resume = recovery_path(folder) if recovery_path(folder).is_file() else None
     with quiet_lightning():
         fresh = callable(getattr(data, "train", None))  # documents are made anew each epoch
@@ -103,7 +115,9 @@ def fit(
                 raise KeyboardInterrupt from end
             raise
         result = FitResult(steps=trainer.global_step, main=trainer.is_global_zero)
-        result.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k == "train_loss_epoch"}
+        result.earlier = 0.0 if recovery is None else recovery.earlier
+        loss = trainer.callback_metrics.get("train_loss_epoch", module.resumed_loss)
+        result.metrics = {} if loss is None else {"train_loss_epoch": float(loss)}
         if trainer.should_stop and result.steps < trainer.estimated_stepping_batches:
             stale = any(isinstance(callback, EarlyStopping) and callback.stopped_epoch for callback in extra)
             result.stopped_early = f"no better {name} {config.patience} times" if stale else "the time is up"
@@ -141,8 +155,9 @@ def make_trainer(
         check_val_every_n_epoch=None if config.valid_every else 1,
         logger=_loggers(logger_config, folder),
         log_every_n_steps=logger_config.log_every,
-        plugins=[WholeFiles()],
+        plugins=[WholeFiles(), *_slurm()],
         default_root_dir=folder,
+        max_time=None if folder is not None else trainer_config.max_time,  # else `Recovery` sees to it
     )
 
 
@@ -165,25 +180,28 @@ def bare_trainer(
     precision = resolve_precision(config)
     if precision == "16-mixed" and not (gpus["gpu"] and config.accelerator != "cpu"):
         raise UsageError("trainer.precision is '16-mixed', which needs a GPU; use auto or 32-true")
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, **more}
-    try:
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "max_time": config.max_time, **more}
+    quiet |= {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+
+    def make(strategy: Any) -> lightning.Trainer:
         return lightning.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=config.strategy,
+            strategy=strategy,
             precision=precision,  # type: ignore[arg-type]
-            max_time=config.max_time,
             deterministic=config.deterministic,
             max_epochs=max_epochs,
             gradient_clip_val=clip,
-            num_sanity_val_steps=0,
             use_distributed_sampler=False,  # our loaders shard themselves
             callbacks=list(callbacks),
-            enable_progress_bar=False,
-            enable_model_summary=False,
             **quiet,
         )
+
+    try:
+        trainer = make(config.strategy)
+        distributed = ranks_for(trainer, config)
+        return trainer if distributed is None else make(distributed)
     except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
         # What is left is how many devices there are, and which strategy goes with them.
         reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
@@ -206,6 +224,16 @@ def check_trainer(config: TrainerConfig, logger: LoggerConfig) -> None:
         bare_trainer(config, [], max_epochs=1, clip=None)
 
 
+def _slurm() -> list[Any]:
+    """Under SLURM, Lightning without its own way of saving and requeueing.
+
+    On SIGUSR1 that saves wherever training is just then, and not where a run looks for its checkpoint.
+    """
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        return [SLURMEnvironment(auto_requeue=False)]
+    return []
+
+
 def resolve_precision(config: TrainerConfig) -> str:
     """`config.precision`, where "auto" means bfloat16 products if the hardware has them, else float32.
 
@@ -226,12 +254,6 @@ def resolve_precision(config: TrainerConfig) -> str:
     return str(config.precision)
 
 
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether the processor has AMX tiles: without them bfloat16 LSTMs are slow or missing."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported and supported())
-
-
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Without Lightning's hints about hardware, workers and cloud services."""
@@ -247,18 +269,6 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-class NonFiniteGuard(lightning.Callback):
-    """Stops at the first loss that is not a finite number, before it reaches a checkpoint."""
-
-    def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
-        if not torch.isfinite(loss):
-            rate = max(g["lr"] for g in trainer.optimizers[0].param_groups)
-            raise UlmfitError(
-                f"the training loss became {loss.item()} at step {trainer.global_step}, learning rate {rate:.2g}; "
-                "lower the learning rate or set gradient clipping (optim.clip=0.3)"
-            )
 
 
 def _loggers(config: LoggerConfig, folder: Path | None) -> list[Logger] | bool:

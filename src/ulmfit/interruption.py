@@ -1,0 +1,41 @@
+"""Signals that ask a training to save and leave: SIGTERM, and SIGUSR1 as SLURM sends it before a time limit."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ulmfit.errors import NotFinished, Stopped
+
+CHECKPOINTS = "checkpoints"  # the part of a run folder that is only needed to resume
+# The exit code for each; on Windows there is no SIGUSR1.
+STOP_SIGNALS = {signal.SIGTERM: 128 + signal.SIGTERM}
+if hasattr(signal, "SIGUSR1"):
+    STOP_SIGNALS[signal.SIGUSR1] = NotFinished.exit_code
+
+
+def stop(number: int, frame: Any = None) -> None:
+    """A signal handler for when there is nothing to save.
+
+    Raises:
+        Stopped: always.
+    """
+    raise Stopped(signal.Signals(number).name, STOP_SIGNALS[signal.Signals(number)])
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Within it, the signals raise `Stopped`, so that unfinished files are removed; handlers of others stay."""
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
