@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install --constraint constraints.txt
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_BENCH := $(VENV)/.installed-bench
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test lint types notebooks build clean
+.PHONY: help install run test stress bench lint types notebooks build clean
 
 help: ## explain the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +25,14 @@ install: $(INSTALLED) ## virtual environment with the package; other targets do 
 run: $(INSTALLED) ## language model, then classifier, on the sample data; then a line how to predict with it
 	@$(BIN)/python -m ulmfit train $(ARGS)
 
-test: $(INSTALLED_DEV) ## all tests
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED_DEV) ## all tests, a process for each core (up to 4)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+stress: $(INSTALLED_DEV) ## long tests: kills, many processes, hostile files, soak; prints a table of figures
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m stress -s tests/stress $(ARGS)
+
+bench: $(INSTALLED_BENCH) ## this package and fastai side by side, into docs/benchmarks (ARGS='--cases scale', '--help')
+	@$(BIN)/python tests/benchmarks $(ARGS)
 
 lint: $(INSTALLED_DEV) ## style and common mistakes
 	@$(BIN)/ruff check src tests conf notebooks
@@ -57,4 +64,9 @@ $(INSTALLED_DEV): $(INSTALLED) tests/parity/requirements.txt
 	@echo "Installing what development needs into $(VENV) ..." >&2
 	@$(PIP) --editable '.[dev]' --requirement tests/parity/requirements.txt
 	@$(PIP) --no-deps fastai
+	@touch $@
+
+$(INSTALLED_BENCH): $(INSTALLED_DEV) tests/benchmarks/requirements.txt
+	@echo "Installing what benchmarks need into $(VENV) ..." >&2
+	@$(PIP) --requirement tests/benchmarks/requirements.txt
 	@touch $@
