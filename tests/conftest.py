@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ from ulmfit.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 Settings = Callable[..., TrainConfig]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it for what they start in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = {
     "init": "scratch",
