@@ -347,12 +347,13 @@ def attempt(folder: str, words: list[str], config: Any, plan: dict[str, Any] | N
     from ulmfit import cli, failures
     from ulmfit.tasks import train
 
-    cli.set_up_logging(debug=False)
     try:
-        train.run(config)
-        return 0
-    except BaseException as error:
-        return failures.report(error, words, debug=False)
+        with cli.plain_messages(debug=False):
+            try:
+                train.run(config)
+                return 0
+            except BaseException as error:
+                return failures.report(error, words, debug=False)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -54,16 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character ends nothing
     debug = "--debug" in words or "debug=true" in words
-    set_up_logging(debug)
-    try:
-        code = dispatch(parse(words), words)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush succeeds
-        return 0
-    except BaseException as error:
-        return failures.report(error, words, debug, prefix=speaker())
+    with plain_messages(debug):
+        try:
+            code = dispatch(parse(words), words)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush succeeds
+            return 0
+        except BaseException as error:
+            return failures.report(error, words, debug, prefix=speaker())
 
 
 def dispatch(arguments: Arguments, words: Sequence[str]) -> int:
@@ -270,8 +270,10 @@ def complete(arguments: Arguments) -> None:
         decorate(lambda composed: None)()
 
 
-def set_up_logging(debug: bool) -> None:
+@contextmanager
+def plain_messages(debug: bool) -> Iterator[None]:
     """Plain lines of the `ulmfit` logger, and our warnings, on standard error; of ranks above 0 only warnings."""
+    before = logger.handlers[:], logger.propagate, logger.level, warnings.showwarning
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers[:] = [handler]
@@ -280,6 +282,11 @@ def set_up_logging(debug: bool) -> None:
     if not debug:  # torch's own log, such as DDP's hint at a setting that is needed
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.showwarning = show_warning
+    try:
+        yield
+    finally:  # standard error may be another one for the next caller in this process
+        logger.handlers[:], logger.propagate, _, warnings.showwarning = before
+        logger.setLevel(before[2])
 
 
 def show_warning(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,16 +35,6 @@ class CommandLine:
         self.configs.append(config)
         self.argv.append(list(sys.argv))
         return self.behaviour(config)
-
-
-@pytest.fixture(autouse=True)
-def process_as_it_was() -> Iterator[None]:
-    """Puts back what `main` sets for the whole process: where the log goes, and how warnings are shown."""
-    log = logging.getLogger("ulmfit")
-    handlers, propagate, level, show = list(log.handlers), log.propagate, log.level, warnings.showwarning
-    yield
-    log.handlers[:], log.propagate, warnings.showwarning = handlers, propagate, show
-    log.setLevel(level)
 
 
 @pytest.fixture

@@ -18,15 +18,28 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """Handlers and filters of the whole process are put back."""
-    logger = logging.getLogger("ulmfit")
-    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+def every_warning() -> Iterator[None]:
+    """However often it was shown before."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         yield
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_process_is_left_as_it_was(ulmfit: CommandLine, code: int) -> None:
+    def state() -> tuple[Any, ...]:
+        logger = logging.getLogger("ulmfit")
+        return list(logger.handlers), logger.level, logger.propagate, warnings.showwarning
+
+    def task(config: Any) -> None:
+        assert state() != before
+        if code:
+            raise RuntimeError("no")
+
+    before = state()
+    ulmfit.behaviour = task
+    assert ulmfit("train") == code
+    assert state() == before
 
 
 def test_our_warning_is_a_plain_line(ulmfit: CommandLine) -> None:
