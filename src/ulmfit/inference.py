@@ -85,8 +85,8 @@ class Predictor:
     def probabilities(
         self,
         texts: Sequence[str],
-        batch_size: int = 64,
-        tokens_per_batch: int = 20_000,
+        batch_size: int = 128,
+        tokens_per_batch: int = 100_000,
         progress: Callable[[int], None] | None = None,
     ) -> Probabilities:
         """(N, C) probabilities in the order of `texts` and `classes`. The result for a text depends on it alone."""
@@ -114,7 +114,7 @@ class Predictor:
                         progress(done // len(self._members))
         return mean.astype(np.float32)
 
-    def predict(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], batch_size: int = 128) -> list[Prediction]:
         """Labels and probabilities of many texts."""
         return [self._prediction(row) for row in self.probabilities(texts, batch_size)]
 

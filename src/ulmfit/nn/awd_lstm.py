@@ -13,6 +13,7 @@ from torch.func import functional_call
 from ulmfit.config import DropoutConfig
 from ulmfit.nn import stepwise
 from ulmfit.nn.dropout import embedding_dropout, variational_dropout, weight_dropout
+from ulmfit.nn.tiles import whole_tiles
 
 # One (h, c) pair per layer, each (1, B, H_layer). The caller keeps it between calls and detaches it.
 State = list[tuple[Tensor, Tensor]]
@@ -76,15 +77,17 @@ class AWDLSTM(nn.Module):
         # Below the lowest layer that trains nothing is kept for a backward pass; torch would still keep the gates.
         learns = x.requires_grad or any(parameter.requires_grad for parameter in rnn.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            if stepwise.is_worth_it(rnn, x) and not (self.training and rate > 0):
+                return stepwise.lstm(rnn, x, state)
+            rows = x.size(0)
+            x, state = whole_tiles(x, state)
             if self.training and rate > 0:
                 # functional_call swaps the matrix for this call only: names, gradients and the fast kernels stay.
                 dropped = {"weight_hh_l0": weight_dropout(rnn.get_parameter("weight_hh_l0"), rate, True)}
-                output, new_state = functional_call(rnn, dropped, (x, state))
-            elif stepwise.is_worth_it(rnn, x):
-                output, new_state = stepwise.lstm(rnn, x, state)
+                output, (h, c) = functional_call(rnn, dropped, (x, state))
             else:
-                output, new_state = rnn(x, state)
-        return output, new_state
+                output, (h, c) = rnn(x, state)
+            return output[:rows], (h[:, :rows], c[:, :rows])
 
     def layers(self) -> list[nn.Module]:
         """[embedding, rnn 0, ..., rnn N-1], lowest first."""
