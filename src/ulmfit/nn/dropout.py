@@ -48,7 +48,8 @@ class _MaskedWeight(torch.autograd.Function):
         # shifted through gives all bits set, in 32-bit integers too.
         drawn = torch.empty(-(-weight.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         bits = drawn[: weight.numel()].bitwise_right_shift_(1).sub_(keep - 2**14).bitwise_right_shift_(15)
-        ctx.mask, ctx.scale = bits.to(torch.int32).view(weight.shape), 2**15 / keep
+        # A long document's backward pass needs the masks of all its chunks, so a byte for each weight is kept.
+        ctx.mask, ctx.scale = bits.to(torch.int8).view(weight.shape), 2**15 / keep
         return _masked(weight, ctx.mask, ctx.scale)
 
     @staticmethod
@@ -57,4 +58,5 @@ class _MaskedWeight(torch.autograd.Function):
 
 
 def _masked(x: Tensor, mask: Tensor, scale: float) -> Tensor:
-    return torch.bitwise_and(x.view(torch.int32), mask).view(torch.float32).mul_(scale)
+    """`x` times `scale` where `mask` is -1, zeros where it is 0."""
+    return mask.to(torch.int32).bitwise_and_(x.view(torch.int32)).view(torch.float32).mul_(scale)
