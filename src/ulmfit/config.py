@@ -234,7 +234,7 @@ class EvaluateConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     split: str = "test"  # train | valid | test
     output: str | None = None  # JSON file for the figures that are printed
-    batch_size: int = 128
+    batch_size: int = 512
     precision: str = "32"  # 32 | auto (bf16 if native) | bf16 | int8 (CPU): of the network, as predict would use it
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     runs: str = "runs"
@@ -248,7 +248,7 @@ class PredictConfig:
     input: str | None = None  # file in any dataset format; None: standard input, one text a line
     output: str | None = None  # JSON lines; None: standard output
     text: list[str] = field(default_factory=lambda: ["text"])
-    batch_size: int = 128
+    batch_size: int = 512
     precision: str = "32"  # 32 | auto (bf16 if native) | bf16 | int8 (CPU); fewer bits are faster, and less exact
     threads: int | None = None
     runs: str = "runs"

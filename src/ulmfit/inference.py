@@ -26,6 +26,7 @@ from ulmfit.nn.reduced import reduce_precision
 from ulmfit.text.tokenizer import Tokenizer
 
 Probabilities = npt.NDArray[np.float32]
+_TOKENS_IN_MEMORY = 1_000_000  # of a batch, 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,15 @@ class Predictor:
     def probabilities(
         self,
         texts: Sequence[str],
-        batch_size: int = 128,
-        tokens_per_batch: int = 100_000,
+        batch_size: int = 512,
+        tokens_per_chunk: int = 128 * 70,
         progress: Callable[[int], None] | None = None,
     ) -> Probabilities:
-        """(N, C) probabilities in the order of `texts` and `classes`. The result for a text depends on it alone."""
+        """(N, C) probabilities in the order of `texts` and `classes`. The result for a text depends on it alone.
+
+        At most `batch_size` texts are read side by side, and memory is bounded by the `tokens_per_chunk` that are read
+        at a time. The kernels lay weights out again for each chunk, so short texts need many rows.
+        """
         texts = [_document(text) for text in texts]
         mean = np.zeros((len(texts), len(self.classes)), dtype=np.float64)
         done = 0
@@ -99,10 +104,11 @@ class Predictor:
                 documents,
                 None,
                 batch_size=batch_size,
-                tokens_per_batch=tokens_per_batch,
+                tokens_per_batch=_TOKENS_IN_MEMORY,
                 shuffle=False,
                 seed=0,
                 direction=bundle.info.direction,
+                chunk=(model.bptt, tokens_per_chunk),
             )
             with torch.inference_mode():
                 for batch in batches:
@@ -114,7 +120,7 @@ class Predictor:
                         progress(done // len(self._members))
         return mean.astype(np.float32)
 
-    def predict(self, texts: Sequence[str], batch_size: int = 128) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], batch_size: int = 512) -> list[Prediction]:
         """Labels and probabilities of many texts."""
         return [self._prediction(row) for row in self.probabilities(texts, batch_size)]
 

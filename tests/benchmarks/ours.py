@@ -210,7 +210,7 @@ def predict_many(folder: Path, settings: Settings) -> Measure:
 
     def measure() -> dict[str, Any]:
         started = time.perf_counter()
-        found = predictor.predict(texts, batch_size=64)
+        found = predictor.predict(texts)
         return {"seconds": time.perf_counter() - started, "work": len(found)}
 
     measure()

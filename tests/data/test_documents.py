@@ -246,3 +246,18 @@ def test_wrong_arguments() -> None:
         batches([])
     with pytest.raises(ValueError, match="direction"):
         batches([1], direction="sideways")
+
+
+def test_a_chunk_bounds_what_is_read_at_a_time() -> None:
+    lengths = [3] * 100 + [12] * 40 + [50] * 30 + [1000] * 3
+    batches = DocumentBatches(
+        [np.ones(n, dtype=np.uint16) for n in lengths], None, 64, 2500, shuffle=False, seed=0, chunk=(10, 160)
+    )
+    seen = []
+    for batch in batches:
+        rows, longest = batch.tokens.shape
+        assert rows <= 64 and rows * min(longest, 10) <= 160 and (rows == 1 or rows * longest <= 2500)
+        seen += batch.index.tolist()
+    assert sorted(seen) == list(range(len(lengths)))
+    # ceil(100 / 53), ceil(40 / 16), ceil(30 / 16) and, by the 2,500 tokens, 2 and 1
+    assert len(batches) <= 2 + 3 + 2 + 2 + 3

@@ -68,6 +68,7 @@ class DocumentBatches(EpochLoader):
             is that marker alone.
         labels: class ids, one a document, or None.
         direction: "backward" reverses the pieces after the begin marker.
+        chunk: (t, n): documents are read t tokens at a time, and n is the most to read at a time, padding included.
 
     Raises:
         DataError: no documents, or, with `shuffle`, fewer than ranks.
@@ -86,6 +87,7 @@ class DocumentBatches(EpochLoader):
         pad_id: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        chunk: tuple[int, int] | None = None,
     ) -> None:
         if batch_size < 1 or tokens_per_batch < 1:
             raise ValueError(f"batch_size={batch_size} and tokens_per_batch={tokens_per_batch} must be at least 1")
@@ -120,7 +122,7 @@ class DocumentBatches(EpochLoader):
         self.rank = rank
         self.world_size = world_size
         self._plan: tuple[int, list[Indices]] | None = None
-        self._cuts = _Cuts(self.document_lengths, batch_size, tokens_per_batch, world_size if shuffle else 1)
+        self._cuts = _Cuts(self.document_lengths, batch_size, tokens_per_batch, chunk, world_size if shuffle else 1)
 
     def __len__(self) -> int:
         """Batches of this rank, the same in every epoch and, with `shuffle`, on every rank."""
@@ -193,13 +195,23 @@ class _Cuts:
     Sizes are judged by the upper edge of a document's bucket, so the cuts fit any order inside the buckets.
     """
 
-    def __init__(self, lengths: Indices, batch_size: int, tokens_per_batch: int, world_size: int) -> None:
+    def __init__(
+        self,
+        lengths: Indices,
+        batch_size: int,
+        tokens_per_batch: int,
+        chunk: tuple[int, int] | None,
+        world_size: int,
+    ) -> None:
         self.lengths = lengths
         self.least = world_size  # documents of a step
         self.buckets = np.ceil(np.log(lengths) / np.log(_BUCKET_WIDTH) - 1e-9).astype(np.int64)
         edges = np.floor(_BUCKET_WIDTH ** np.sort(self.buckets)[::-1] + 1e-6).astype(np.int64)
         edges = np.maximum(edges, np.sort(lengths)[::-1])  # rounding
-        self.capacity: Indices = np.clip(tokens_per_batch // edges, 1, batch_size) * world_size
+        most = tokens_per_batch // edges
+        if chunk is not None:
+            most = np.minimum(most, chunk[1] // np.minimum(edges, chunk[0]))
+        self.capacity: Indices = np.clip(most, 1, batch_size) * world_size
         count = len(lengths)
         self.steps = self._fewest()
         self.squeezed = self.steps * world_size > count
