@@ -65,6 +65,7 @@ def test_paper_settings() -> None:
     assert (classifier.epochs, classifier.batch_size, classifier.optim.lr) == (50, 64, 1e-2)
     dropout = classifier.dropout
     assert (dropout.input, dropout.hidden, dropout.embedding, dropout.weight) == (0.4, 0.3, 0.05, 0.5)
+    assert (dropout.multiplier, classifier.label_smoothing) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from ulmfit.nn.build import new_text_classifier
 from ulmfit.nn.models import LanguageModel, TextClassifier
 from ulmfit.plots import read_history
 from ulmfit.training import engine, trainer
-from ulmfit.training.checkpoints import CHECKPOINTS
+from ulmfit.training.checkpoints import CHECKPOINTS, Validated
 from ulmfit.training.trainer import FitResult, resolve_precision
 
 VOCABULARY, CLASSES = 30, 3
@@ -116,6 +116,23 @@ def test_keep_best(rigged: list[float], accuracies: list[float], best: int, fold
     assert result.metrics["valid_accuracy"] == pytest.approx(accuracies[best])
     assert result.metrics["valid_loss"] == pytest.approx(1 - accuracies[best])
     assert list(tmp_path.rglob("*.ckpt")) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "kept", "better"),
+    [
+        ((0.5, 0.9), (0.5, 1.0), True),
+        ((0.5, 1.0), (0.5, 0.9), False),
+        ((0.4, 0.1), (0.5, 0.9), False),
+        ((0.6, 2.0), (0.5, 0.9), True),
+        ((0.1, 9.0), (float("nan"), 0.1), True),
+    ],
+)
+def test_of_equal_accuracies_the_lower_loss_is_better(
+    found: tuple[float, float], kept: tuple[float, float], better: bool
+) -> None:
+    figures = [dict(zip(("valid_accuracy", "valid_loss"), pair, strict=True)) for pair in (found, kept)]
+    assert Validated("valid_accuracy", "max")._better(*figures) == better
 
 
 def test_keep_last(rigged: list[float]) -> None:
