@@ -273,7 +273,7 @@ def complete(arguments: Arguments) -> None:
 @contextmanager
 def plain_messages(debug: bool) -> Iterator[None]:
     """Plain lines of the `ulmfit` logger, and our warnings, on standard error; of ranks above 0 only warnings."""
-    before = logger.handlers[:], logger.propagate, logger.level, warnings.showwarning
+    handlers, propagate, level, showwarning = logger.handlers[:], logger.propagate, logger.level, warnings.showwarning
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers[:] = [handler]
@@ -285,8 +285,8 @@ def plain_messages(debug: bool) -> Iterator[None]:
     try:
         yield
     finally:  # standard error may be another one for the next caller in this process
-        logger.handlers[:], logger.propagate, _, warnings.showwarning = before
-        logger.setLevel(before[2])
+        logger.handlers[:], logger.propagate, warnings.showwarning = handlers, propagate, showwarning
+        logger.setLevel(level)
 
 
 def show_warning(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LONGEST_DOCUMENT = 50_000_000  # characters: ten times a document of a million tokens
+SIDE_BY_SIDE = 512  # texts that prediction reads at once, if they are short
 
 
 @dataclass
@@ -234,7 +235,7 @@ class EvaluateConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     split: str = "test"  # train | valid | test
     output: str | None = None  # JSON file for the figures that are printed
-    batch_size: int = 512
+    batch_size: int = SIDE_BY_SIDE
     precision: str = "32"  # 32 | auto (bf16 if native) | bf16 | int8 (CPU): of the network, as predict would use it
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     runs: str = "runs"
@@ -248,7 +249,7 @@ class PredictConfig:
     input: str | None = None  # file in any dataset format; None: standard input, one text a line
     output: str | None = None  # JSON lines; None: standard output
     text: list[str] = field(default_factory=lambda: ["text"])
-    batch_size: int = 512
+    batch_size: int = SIDE_BY_SIDE
     precision: str = "32"  # 32 | auto (bf16 if native) | bf16 | int8 (CPU); fewer bits are faster, and less exact
     threads: int | None = None
     runs: str = "runs"

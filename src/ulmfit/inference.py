@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ulmfit.bundle import CLASSIFIER, LANGUAGE_MODEL, Bundle, load_bundle
+from ulmfit.config import SIDE_BY_SIDE
 from ulmfit.data.cache import TokenCache
 from ulmfit.data.documents import DocumentBatches
 from ulmfit.data.streams import LMStream
@@ -86,7 +87,7 @@ class Predictor:
     def probabilities(
         self,
         texts: Sequence[str],
-        batch_size: int = 512,
+        batch_size: int = SIDE_BY_SIDE,
         tokens_per_chunk: int = 128 * 70,
         progress: Callable[[int], None] | None = None,
     ) -> Probabilities:
@@ -120,7 +121,7 @@ class Predictor:
                         progress(done // len(self._members))
         return mean.astype(np.float32)
 
-    def predict(self, texts: Sequence[str], batch_size: int = 512) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], batch_size: int = SIDE_BY_SIDE) -> list[Prediction]:
         """Labels and probabilities of many texts."""
         return [self._prediction(row) for row in self.probabilities(texts, batch_size)]
 

@@ -560,9 +560,15 @@ EDITS: dict[str, tuple[Callable[[], None], Sequence[str]]] = {
 
 @pytest.mark.parametrize("name", EDITS)
 def test_damaged_bundle(cli: CommandLine, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    refuses_after(cli, monkeypatch, *EDITS[name])
+
+
+def refuses_after(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, edit: Callable[[], None], parts: Sequence[str]
+) -> None:
+    """`predict` does not take a classifier that was edited, and says these parts of a sentence."""
     standard_input(monkeypatch, b"my laptop does not start\n")
     cli.copy_bundles()
-    edit, parts = EDITS[name]
     edit()
     cli("predict", "bundle=cls")
     cli.refused(2, *parts)
@@ -621,12 +627,7 @@ def tokenizer_meta(**values: Any) -> None:
 
 @pytest.mark.parametrize("name", VERSIONS)
 def test_other_versions(cli: CommandLine, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    standard_input(monkeypatch, b"hello\n")
-    cli.copy_bundles()
-    change, parts = VERSIONS[name]
-    change()
-    cli("predict", "bundle=cls")
-    cli.refused(2, *parts)
+    refuses_after(cli, monkeypatch, *VERSIONS[name])
 
 
 def test_ensemble_of_other_labels(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
