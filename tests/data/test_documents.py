@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ulmfit.data.cache import TokenCache
@@ -75,6 +75,7 @@ def test_every_document_once_within_bounds(
     ranks=st.integers(2, 4),
     epoch=st.integers(0, 3),
 )
+@example(lengths=[1] * 9, batch_size=2, ranks=2, epoch=0)
 @settings(max_examples=100, deadline=None)
 def test_ranks_step_through_what_one_process_would(lengths: list[int], batch_size: int, ranks: int, epoch: int) -> None:
     """Of the documents; with the padded tokens bounded for each rank, one process may cut elsewhere."""

@@ -234,13 +234,21 @@ class _Cuts:
         The last step of a full packing may be nearly empty; its gap is shared between both ends, by a random share
         when shuffling, which also keeps the same neighbours from meeting in every epoch.
         """
-        count, least = len(self.capacity), self.least
+        count = len(self.capacity)
         if rng is None:
             order = np.argsort(-self.lengths, kind="stable")
         else:
             shuffled = rng.permutation(count)
             order = shuffled[np.argsort(-self.buckets[shuffled], kind="stable")]
         share = 0.0 if self.squeezed else 0.5 if rng is None else rng.uniform(0.25, 0.75)
+        borders = self._borders(share, 1)  # those of one process, unless a rank would have nothing to do in a step
+        if min(b - a for a, b in pairwise(borders)) < self.least:
+            borders = self._borders(share, self.least)
+        return order, borders
+
+    def _borders(self, share: float, least: int) -> list[int]:
+        """Where steps of at least `least` documents end."""
+        count = len(self.capacity)
         # earliest[k]: from here on, k steps can hold the rest. Capacities rise, so positions + capacity do too.
         reach = np.arange(count) + self.capacity
         earliest = [count]
@@ -252,4 +260,4 @@ class _Cuts:
             latest = min(latest + int(self.capacity[latest]), count - left * least)
             position = min(max(low, round(low + share * (latest - low))), position + int(self.capacity[position]))
             borders.append(position)
-        return order, borders
+        return borders
