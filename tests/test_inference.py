@@ -62,7 +62,7 @@ def test_a_batch_is_its_documents_one_by_one(predictor: Predictor) -> None:
     together = predictor.probabilities(TEXTS)
     alone = np.concatenate([predictor.probabilities([text]) for text in TEXTS])
     np.testing.assert_allclose(together, alone, atol=1e-5)
-    reversed_order = predictor.probabilities(TEXTS[::-1], batch_size=3, tokens_per_chunk=200)[::-1]
+    reversed_order = predictor.probabilities(TEXTS[::-1], batch_size=3, tokens_at_a_time=200)[::-1]
     np.testing.assert_allclose(together, reversed_order, atol=1e-5)
     for row, text in zip(together, TEXTS, strict=True):
         one = predictor.predict_one(text)

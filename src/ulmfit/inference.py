@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ulmfit.bundle import CLASSIFIER, LANGUAGE_MODEL, Bundle, load_bundle
-from ulmfit.config import SIDE_BY_SIDE
+from ulmfit.config import SIDE_BY_SIDE, TOKENS_AT_A_TIME
 from ulmfit.data.cache import TokenCache
-from ulmfit.data.documents import DocumentBatches
+from ulmfit.data.documents import batches_to_read
 from ulmfit.data.streams import LMStream
 from ulmfit.errors import BundleError, UsageError
 from ulmfit.nn.awd_lstm import State, select_rows
@@ -27,7 +27,6 @@ from ulmfit.nn.reduced import reduce_precision
 from ulmfit.text.tokenizer import Tokenizer
 
 Probabilities = npt.NDArray[np.float32]
-_TOKENS_IN_MEMORY = 1_000_000  # of a batch, 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -88,29 +87,23 @@ class Predictor:
         self,
         texts: Sequence[str],
         batch_size: int = SIDE_BY_SIDE,
-        tokens_per_chunk: int = 128 * 70,
+        tokens_at_a_time: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Probabilities:
         """(N, C) probabilities in the order of `texts` and `classes`. The result for a text depends on it alone.
 
-        At most `batch_size` texts are read side by side, and memory is bounded by the `tokens_per_chunk` that are read
-        at a time. The kernels lay weights out again for each chunk, so short texts need many rows.
+        At most `batch_size` texts are read side by side, and memory is bounded by the `tokens_at_a_time` that are read
+        (None: 4,480, twice as many in bfloat16). The kernels lay weights out again each time, so short texts need many
+        rows.
         """
         texts = [_document(text) for text in texts]
         mean = np.zeros((len(texts), len(self.classes)), dtype=np.float64)
         done = 0
         for bundle, model, order in self._members:
             documents = TokenCache.from_texts(texts, bundle.tokenizer, threads=torch.get_num_threads())
-            batches = DocumentBatches(
-                documents,
-                None,
-                batch_size=batch_size,
-                tokens_per_batch=_TOKENS_IN_MEMORY,
-                shuffle=False,
-                seed=0,
-                direction=bundle.info.direction,
-                chunk=(model.bptt, tokens_per_chunk),
-            )
+            size = model.encoder.embedding.weight.element_size()  # bytes a number
+            at_a_time = tokens_at_a_time or TOKENS_AT_A_TIME * 4 // size
+            batches = batches_to_read(documents, None, bundle.info.direction, model.bptt, batch_size, at_a_time)
             with torch.inference_mode():
                 for batch in batches:
                     logits = model(batch.tokens.to(self.device), batch.lengths.to(self.device))

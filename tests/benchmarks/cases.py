@@ -146,7 +146,7 @@ CASES = [
         "batch prediction, short texts",
         "predict_many",
         "probabilities of 1,500 TREC questions from strings: Predictor.predict against learn.get_preds on dls.test_dl "
-        "(fp32), batches of each side's own size (512 and 64)",
+        "(fp32), batches of each side's own size (256 and 64)",
         "texts/s",
         (
             Way("fp32", {"precision": "fp32"}, 3),

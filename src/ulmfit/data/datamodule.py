@@ -8,7 +8,7 @@ import lightning
 
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.data.cache import TokenCache
-from ulmfit.data.documents import DocumentBatches
+from ulmfit.data.documents import DocumentBatches, batches_to_read
 from ulmfit.data.streams import LMStream
 
 
@@ -71,25 +71,26 @@ class ClassifierDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DocumentBatches:
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
         documents = self.train if isinstance(self.train, TokenCache) else self.train(epoch)
-        return self._batches(documents, self.train_labels, shuffle=True)
-
-    def val_dataloader(self) -> DocumentBatches | list[DocumentBatches]:
-        if self.valid is None or self.valid_labels is None:
-            return []
-        return self._batches(self.valid, self.valid_labels, shuffle=False)
-
-    def _batches(self, documents: TokenCache, labels: Sequence[int], shuffle: bool) -> DocumentBatches:
+        config = self.config
         rank, world = _place(self)
         return DocumentBatches(
             documents,
-            labels,
-            batch_size=self.config.batch_size,
-            tokens_per_batch=self.config.tokens_per_batch,
-            shuffle=shuffle,
+            self.train_labels,
+            batch_size=config.batch_size,
+            tokens_per_batch=config.tokens_per_batch,
+            shuffle=True,
             seed=self.seed,
             direction=self.direction,
             rank=rank,
             world_size=world,
+        )
+
+    def val_dataloader(self) -> DocumentBatches | list[DocumentBatches]:
+        if self.valid is None or self.valid_labels is None:
+            return []
+        rank, world = _place(self)
+        return batches_to_read(
+            self.valid, self.valid_labels, self.direction, self.config.bptt, rank=rank, world_size=world
         )
 
 

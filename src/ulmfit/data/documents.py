@@ -16,12 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ulmfit.config import SIDE_BY_SIDE, TOKENS_AT_A_TIME
 from ulmfit.data.loader import EpochLoader
 from ulmfit.errors import DataError
 
 Indices = npt.NDArray[np.int64]
 
 _BUCKET_WIDTH = 1.03
+_TOKENS_IN_MEMORY = 1_000_000  # of a batch, 8 bytes each
 
 
 class DocumentBatch(NamedTuple):
@@ -187,6 +189,31 @@ class DocumentBatches(EpochLoader):
             return self._mapped.document(index)
         assert isinstance(self.documents, Sequence)
         return self.documents[index]
+
+
+def batches_to_read(
+    documents: Documents | Sequence[npt.NDArray[Any]],
+    labels: Sequence[int] | None,
+    direction: str,
+    bptt: int,
+    batch_size: int = SIDE_BY_SIDE,
+    tokens_at_a_time: int = TOKENS_AT_A_TIME,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DocumentBatches:
+    """Batches for predictions, `bptt` tokens of a document at a time: no graph is kept, so more fit side by side."""
+    return DocumentBatches(
+        documents,
+        labels,
+        batch_size=batch_size,
+        tokens_per_batch=_TOKENS_IN_MEMORY,
+        shuffle=False,
+        seed=0,
+        direction=direction,
+        rank=rank,
+        world_size=world_size,
+        chunk=(bptt, tokens_at_a_time),
+    )
 
 
 class _Cuts:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ulmfit.config import DropoutConfig
 from ulmfit.nn import stepwise
 from ulmfit.nn.dropout import embedding_dropout, variational_dropout, weight_dropout
-from ulmfit.nn.tiles import whole_tiles
+from ulmfit.nn.tiles import missing_rows
 
 # One (h, c) pair per layer, each (1, B, H_layer). The caller keeps it between calls and detaches it.
 State = list[tuple[Tensor, Tensor]]
@@ -58,6 +59,11 @@ class AWDLSTM(nn.Module):
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Read `tokens` (B, T) on from `state` (None: zeros) -> last layer's outputs (B, T, E) and the new state."""
+        rows = tokens.size(0)
+        missing = missing_rows(rows, self.embedding.weight.dtype, tokens.device)
+        if missing:  # rows of zeros, cut off the outputs again
+            tokens = F.pad(tokens, (0, 0, 0, missing))
+            state = None if state is None else [(_more_rows(h, missing), _more_rows(c, missing)) for h, c in state]
         x = embedding_dropout(tokens, self.embedding.weight, self.rate("embedding"), self.training)  # (B, T, E)
         x = variational_dropout(x, self.rate("input"), self.training)
         new_state: State = []
@@ -66,6 +72,8 @@ class AWDLSTM(nn.Module):
                 x = variational_dropout(x, self.rate("hidden"), self.training)
             x, layer_state = self._run(rnn, x, None if state is None else state[i])  # (B, T, H_i)
             new_state.append(layer_state)
+        if missing:
+            x, new_state = x[:rows], [(h[:, :rows], c[:, :rows]) for h, c in new_state]
         return x, new_state
 
     def _run(
@@ -79,19 +87,22 @@ class AWDLSTM(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             if stepwise.is_worth_it(rnn, x) and not (self.training and rate > 0):
                 return stepwise.lstm(rnn, x, state)
-            rows = x.size(0)
-            x, state = whole_tiles(x, state)
             if self.training and rate > 0:
                 # functional_call swaps the matrix for this call only: names, gradients and the fast kernels stay.
                 dropped = {"weight_hh_l0": weight_dropout(rnn.get_parameter("weight_hh_l0"), rate, True)}
-                output, (h, c) = functional_call(rnn, dropped, (x, state))
+                output, after = functional_call(rnn, dropped, (x, state))
             else:
-                output, (h, c) = rnn(x, state)
-            return output[:rows], (h[:, :rows], c[:, :rows])
+                output, after = rnn(x, state)
+            return output, after
 
     def layers(self) -> list[nn.Module]:
         """[embedding, rnn 0, ..., rnn N-1], lowest first."""
         return [self.embedding, *self.rnns]
+
+
+def _more_rows(part: Tensor, missing: int) -> Tensor:
+    """(1, B, H) -> (1, B + missing, H)."""
+    return F.pad(part, (0, 0, 0, missing))
 
 
 def detach(state: State) -> State:

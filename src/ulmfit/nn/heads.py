@@ -56,11 +56,13 @@ class ConcatPool:
         hidden = hidden.float()
         inside = position < lengths[:, None]  # (B, T)
         kept = inside & (position >= lengths[:, None] - max_len)
-        is_last = position == lengths[:, None] - 1
+        end = lengths - 1 - position[0]  # (B,) of the last step, counted in this chunk
+        ends_here = ((end >= 0) & (end < len(position))).unsqueeze(-1)
         mask = kept.unsqueeze(-1)
         maximum = torch.maximum(self.maximum, hidden.masked_fill(~mask, -torch.inf).amax(1))
         total = self.total + hidden.masked_fill(~mask, 0).sum(1)
-        last = self.last + hidden.masked_fill(~is_last.unsqueeze(-1), 0).sum(1)
+        rows = torch.arange(len(end), device=end.device)
+        last = torch.where(ends_here, hidden[rows, end.clamp(0, len(position) - 1)], self.last)
         return ConcatPool(last, maximum, total, self.count + kept.sum(1))
 
     def features(self) -> Tensor:

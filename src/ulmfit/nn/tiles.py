@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 _FEW = 16  # rows: as many as a tile holds, any number below takes as long
 _SOME = 64
@@ -19,17 +17,9 @@ def tiled_rows(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def whole_tiles(x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """`x` (B, T, I) and `state` (each (1, B, H)), with rows of zeros added to be cut off the outputs again.
-
-    Only where bfloat16 is multiplied on a CPU; else both are returned as they are.
-    """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return x, state
-    reduced = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    missing = tiled_rows(x.size(0)) - x.size(0)
-    if reduced != torch.bfloat16 or missing == 0:
-        return x, state
-    if state is not None:
-        state = (F.pad(state[0], (0, 0, 0, missing)), F.pad(state[1], (0, 0, 0, missing)))
-    return F.pad(x, (0, 0, 0, 0, 0, missing)), state
+def missing_rows(rows: int, dtype: torch.dtype, device: torch.device) -> int:
+    """How many rows to add to a batch of LSTMs with weights of `dtype`; only where bfloat16 is multiplied on a CPU."""
+    if device.type != "cpu" or torch.compiler.is_compiling():
+        return 0
+    reduced = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
+    return tiled_rows(rows) - rows if reduced == torch.bfloat16 else 0
