@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import material
+
 # (M, K, N) of a product (M, K) x (K, N); rows are 64 texts, or 64 x 70 tokens.
 PRODUCTS = {
     "square": (4096, 4096, 4096),
@@ -25,8 +27,12 @@ PRODUCTS = {
 
 
 def measure(folder: Path, settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """Best of several memory layouts: GFLOP/s by "NAME fp32" and "NAME bf16", and "memory copy" in GB/s."""
+    """Best of several memory layouts: GFLOP/s by "NAME fp32" and "NAME bf16"; "memory copy" in GB/s; "SentencePiece",
+    alone on text that our rules have been applied to, in MB/s.
+    """
     import torch
+
+    from ulmfit.text.tokenizer import Tokenizer
 
     torch.set_num_threads(settings["threads"])
     shrink, seconds = (16, 0.01) if settings["tiny"] else (1, 0.6)
@@ -47,6 +53,12 @@ def measure(folder: Path, settings: dict[str, Any]) -> Callable[[], dict[str, An
                 found[f"{name} {kind}"] = round(2 * m * k * n / each / 1e9, 1)
         source = torch.zeros(2**28 // shrink // 4)
         target = torch.empty_like(source)
+        tokenizer = Tokenizer.load(material.SHIPPED)
+        texts = material.articles(folder, 4_000_000)
+        marked = [tokenizer.rules.apply(text) for text in texts]
+        processor, threads = tokenizer._processor, settings["threads"]
+        each = _best(lambda: processor.encode(marked, num_threads=threads, return_type="numpy"), 2 * seconds)
+        found["SentencePiece"] = round(sum(len(text.encode()) for text in texts) / each / 1e6, 1)
         found["memory copy"] = round(2 * source.nbytes / _best(lambda: target.copy_(source), seconds) / 1e9, 1)
         return found
 

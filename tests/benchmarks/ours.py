@@ -12,7 +12,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +134,10 @@ def lm_step(folder: Path, settings: Settings) -> Measure:
         started = time.perf_counter()
         learner.fit_one_cycle(1, 1e-3)
         seconds = time.perf_counter() - started
-        shape = learner.model.encoder.architecture
         return {
             "seconds": seconds,
             "work": rows * bptt * steps,
-            "flop": training_flop(shape.vocab_size, shape.embedding_dim, shape.hidden_dim, shape.num_layers),
+            "flop": training_flop(learner.model.encoder.architecture, decoder=True),
             "loss": round(learner.history["train_loss_step"][-1][1], 3),
         }
 
@@ -147,11 +145,14 @@ def lm_step(folder: Path, settings: Settings) -> Measure:
     return measure
 
 
-def training_flop(vocabulary: int, embedding: int, hidden: int, layers: int) -> float:
+def training_flop(shape: Any, decoder: bool) -> float:
     """Operations of the matrix products of one token's training step: forward, and twice that backward."""
-    sizes = [embedding, *[hidden] * (layers - 1), embedding]
-    multiplied = sum(4 * out * (into + out) for into, out in pairwise(sizes))
-    return 3 * 2 * float(multiplied + vocabulary * embedding)
+    return 3 * (reading_flop(shape) + 2.0 * decoder * shape.vocab_size * shape.embedding_dim)
+
+
+def reading_flop(shape: Any) -> float:
+    """Operations of the matrix products with which the encoder reads a token."""
+    return sum(2.0 * 4 * out * (into + out) for into, out in shape.layer_sizes())
 
 
 def _classifier(folder: Path, settings: Settings, file: str, **more: Any) -> Any:
@@ -172,18 +173,28 @@ def classifier_epoch(folder: Path, settings: Settings) -> Measure:
         folder, settings, settings["file"], batch_size=settings["batch_size"], max_len=settings["max_len"]
     )
     learner.unfreeze()
-    texts = len(learner.data.table("train"))
+    texts = material.table(folder, settings["file"])["train"][0]
+    flop = tokens_a_text(texts) * training_flop(learner.model.encoder.architecture, decoder=False)
 
     def measure() -> dict[str, Any]:
         started = time.perf_counter()
         learner.fit_one_cycle(1, 2e-3)
+        seconds = time.perf_counter() - started
         accuracy = learner.metrics.get("valid_accuracy", 0.0)
-        return {"seconds": time.perf_counter() - started, "work": texts, "accuracy": round(accuracy, 3)}
+        return {"seconds": seconds, "work": len(texts), "accuracy": round(accuracy, 3), "flop": flop}
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing has been trained yet
         learner.validate()  # warms up in less time than an epoch
     return measure
+
+
+def tokens_a_text(texts: list[str]) -> float:
+    """Mean number of pieces, begin markers included."""
+    from ulmfit.text.tokenizer import Tokenizer
+
+    documents = Tokenizer.load(material.SHIPPED).documents(texts)
+    return sum(map(len, documents)) / len(documents)
 
 
 def _predictor(folder: Path, settings: Settings) -> tuple[Any, list[str]]:
@@ -206,12 +217,16 @@ def _predictor(folder: Path, settings: Settings) -> tuple[Any, list[str]]:
 
 
 def predict_many(folder: Path, settings: Settings) -> Measure:
+    from ulmfit.bundle import load_bundle
+    from ulmfit.nn.awd_lstm import Architecture
+
     predictor, texts = _predictor(folder, settings)
+    flop = tokens_a_text(texts) * reading_flop(Architecture(**load_bundle(material.SHIPPED).info.architecture))
 
     def measure() -> dict[str, Any]:
         started = time.perf_counter()
         found = predictor.predict(texts)
-        return {"seconds": time.perf_counter() - started, "work": len(found)}
+        return {"seconds": time.perf_counter() - started, "work": len(found), "flop": flop}
 
     measure()
     return measure
