@@ -86,3 +86,18 @@ def test_weight_dropout_passes_no_gradient_to_dropped_entries() -> None:
     out.sum().backward()
     assert torch.equal(weight.grad, out.detach())
     assert len(torch.unique(out.detach().bool(), dim=0)) == 60  # single entries, not rows
+
+
+@pytest.mark.parametrize("rate", [0.25, RATE])
+def test_weight_dropout_under_autocast_is_the_same_in_fewer_bits(rate: float) -> None:
+    weight = torch.randn(37, 21, requires_grad=True)  # no multiple of four entries
+    upstream = torch.randn(37, 21).bfloat16()
+    torch.manual_seed(0)
+    exact = weight_dropout(weight, rate, True)
+    (expected,) = torch.autograd.grad(exact, weight, upstream.float())
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = weight_dropout(weight, rate, True)
+    (gradient,) = torch.autograd.grad(reduced, weight, upstream)
+    assert torch.equal(reduced, exact.bfloat16())
+    assert gradient.dtype == torch.float32 and torch.equal(gradient, expected)

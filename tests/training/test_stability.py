@@ -180,3 +180,17 @@ def test_losses_that_float16_scales_up_are_judged_unscaled(loss: float, stops: b
             NonFiniteGuard().on_before_backward(trainer, None, scaled)
     else:
         NonFiniteGuard().on_before_backward(trainer, None, scaled)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.5, 0.5), (10.0, 5.0), (None, 5.0)])
+def test_gradients_are_scaled_down_to_the_limit_and_never_up(limit: float | None, expected: float) -> None:
+    model = LanguageModel(AWDLSTM(Architecture(VOCABULARY, 6, 8, 2)))
+    module = engine.LMModule(model, LANGUAGE_MODEL)
+    used, *unused = module.parameters()
+    used.grad = torch.zeros_like(used)
+    used.grad.view(-1)[:2] = torch.tensor([3.0, -4.0])
+    optimizer = torch.optim.SGD(module.parameters())
+    module.configure_gradient_clipping(optimizer, limit)
+    assert used.grad.norm().item() == pytest.approx(expected, rel=1e-4)
+    assert torch.allclose(used.grad.view(-1)[:2] / expected, torch.tensor([0.6, -0.8]), rtol=1e-4)
+    assert all(parameter.grad is None for parameter in unused)

@@ -31,10 +31,14 @@ def embedding_dropout(tokens: Tensor, weight: Tensor, rate: float, training: boo
 
 
 def weight_dropout(weight: Tensor, rate: float, training: bool) -> Tensor:
-    """DropConnect on a hidden-to-hidden matrix: single entries, inverted scaling, a new mask for each call."""
+    """DropConnect on a hidden-to-hidden matrix: single entries, inverted scaling, a new mask for each call.
+
+    On a CPU under autocast, the copy has autocast's type already.
+    """
     if not training or rate == 0 or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return F.dropout(weight, rate, training)
-    dropped: Tensor = _MaskedWeight.apply(weight, rate)  # type: ignore[no-untyped-call]
+    reduced = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    dropped: Tensor = _MaskedWeight.apply(weight, rate, reduced)  # type: ignore[no-untyped-call]
     return dropped
 
 
@@ -42,21 +46,24 @@ class _MaskedWeight(torch.autograd.Function):
     """`F.dropout` for millions of weights on the CPU, where drawing floats or booleans takes most of its time."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, rate: float) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, rate: float, reduced: bool) -> Tensor:
         keep = max(1, round((1 - rate) * 2**15))
         # Four 16-bit integers of each draw, halved to [-2**14, 2**14). Those to keep are made negative; their sign
-        # shifted through gives all bits set, in 32-bit integers too.
+        # shifted through gives all bits set, in integers of other sizes too.
         drawn = torch.empty(-(-weight.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         bits = drawn[: weight.numel()].bitwise_right_shift_(1).sub_(keep - 2**14).bitwise_right_shift_(15)
+        bits = bits.view(weight.shape)
         # A long document's backward pass needs the masks of all its chunks, so a byte for each weight is kept.
-        ctx.mask, ctx.scale = bits.to(torch.int8).view(weight.shape), 2**15 / keep
-        return _masked(weight, ctx.mask, ctx.scale)
+        ctx.mask, ctx.scale = bits.to(torch.int8), 2**15 / keep
+        scaled = weight * ctx.scale
+        return _keep(scaled.bfloat16() if reduced else scaled, bits)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _masked(grads[0].contiguous(), ctx.mask, ctx.scale), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _keep(grads[0].contiguous(), ctx.mask).float().mul_(ctx.scale), None, None
 
 
-def _masked(x: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """`x` times `scale` where `mask` is -1, zeros where it is 0."""
-    return mask.to(torch.int32).bitwise_and_(x.view(torch.int32)).view(torch.float32).mul_(scale)
+def _keep(x: Tensor, bits: Tensor) -> Tensor:
+    """`x` where `bits` is -1, zeros where it is 0; bits as long as `x` are overwritten."""
+    size = torch.int16 if x.dtype == torch.bfloat16 else torch.int32
+    return bits.to(size).bitwise_and_(x.view(size)).view(x.dtype)

@@ -68,8 +68,13 @@ class UlmfitModule(lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Lightning refuses to clip for any fused optimiser under mixed precision, also where nothing is scaled.
-        if gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        if not gradient_clip_val:
+            return
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # Torch multiplies also by one, for no GPU to be waited for.
+        if norm.device.type != "cpu" or not norm <= gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
 
     def over_processes(self, loss: Tensor, *counts: float | Tensor) -> Shares:
         """Makes means over this process's batch parts of means over the batches of all processes.
