@@ -22,6 +22,7 @@ LAYERS = [
     {"nn", "optim"},
     {"data", "fastai_weights"},
     {"inference", "plots", "fastai_import"},
+    {"generation"},
     {"training"},
     CONFIGURATION,
     {"tasks", "interpret", "export", "hub"},

@@ -72,6 +72,21 @@ def test_a_batch_is_its_documents_one_by_one(predictor: Predictor) -> None:
     np.testing.assert_allclose(together[1], together[2], atol=1e-6)  # white space is no text
 
 
+@pytest.mark.parametrize("threads", [2, 3, 9])
+def test_batches_read_at_the_same_time(predictor: Predictor, threads: int) -> None:
+    before = torch.get_num_threads()
+    alone = predictor.probabilities(TEXTS)
+    counted: list[int] = []
+    torch.set_num_threads(threads)
+    try:
+        together = predictor.probabilities(TEXTS, batch_size=1, progress=counted.append)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert counted == sorted(counted) and counted[-1] == len(TEXTS)
+
+
 def test_predictions(predictor: Predictor) -> None:
     probabilities = predictor.probabilities(TEXTS)
     for row, found in zip(probabilities, predictor.predict(TEXTS), strict=True):

@@ -1,10 +1,12 @@
-"""Trained models at work, in plain torch: class probabilities, perplexity, generated text. Nothing here trains."""
+"""Trained models at work, in plain torch: class probabilities and perplexity. Nothing here trains."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,21 +14,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from ulmfit.bundle import CLASSIFIER, LANGUAGE_MODEL, Bundle, load_bundle
+from ulmfit.bundle import CLASSIFIER, Bundle, load_bundle
 from ulmfit.config import SIDE_BY_SIDE, TOKENS_AT_A_TIME
 from ulmfit.data.cache import TokenCache
-from ulmfit.data.documents import batches_to_read
+from ulmfit.data.documents import DocumentBatch, DocumentBatches, batches_to_read
 from ulmfit.data.streams import LMStream
 from ulmfit.errors import BundleError, UsageError
 from ulmfit.nn.awd_lstm import State, select_rows
-from ulmfit.nn.build import language_model_from, text_classifier_from
+from ulmfit.nn.build import text_classifier_from
 from ulmfit.nn.models import LanguageModel, TextClassifier
 from ulmfit.nn.reduced import reduce_precision
-from ulmfit.text.tokenizer import Tokenizer
 
 Probabilities = npt.NDArray[np.float32]
+_MOST_READERS = 4  # batches read at the same time; each takes memory
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,42 @@ class Predictor:
             size = model.encoder.embedding.weight.element_size()  # bytes a number
             at_a_time = tokens_at_a_time or TOKENS_AT_A_TIME * 4 // size
             batches = batches_to_read(documents, None, bundle.info.direction, model.bptt, batch_size, at_a_time)
-            with torch.inference_mode():
-                for batch in batches:
-                    logits = model(batch.tokens.to(self.device), batch.lengths.to(self.device))
-                    values = logits.float().softmax(-1).cpu().numpy()
-                    mean[batch.index.numpy()] += values[:, order] / len(self._members)
-                    done += len(values)
-                    if progress is not None:
-                        progress(done // len(self._members))
+            for index, values in self._read(model, batches):
+                mean[index] += values[:, order] / len(self._members)
+                done += len(values)
+                if progress is not None:
+                    progress(done // len(self._members))
         return mean.astype(np.float32)
+
+    def _read(
+        self, model: TextClassifier, batches: DocumentBatches
+    ) -> Iterator[tuple[npt.NDArray[np.int64], Probabilities]]:
+        """Positions and probabilities of each batch; on a CPU, several batches at a time.
+
+        Cores that share the products of one batch mostly wait for each other, and those of int8 are not shared at all.
+        """
+
+        def read(batch: DocumentBatch) -> tuple[npt.NDArray[np.int64], Probabilities]:
+            with torch.inference_mode():
+                logits = model(batch.tokens.to(self.device), batch.lengths.to(self.device))
+                return batch.index.numpy(), logits.float().softmax(-1).cpu().numpy()
+
+        threads = torch.get_num_threads()
+        readers = 1 if self.device.type != "cpu" else min(_MOST_READERS, threads, len(batches))
+        if readers == 1:
+            yield from map(read, batches)
+            return
+        try:
+            with ThreadPoolExecutor(readers, "read", torch.set_num_threads, (threads // readers,)) as pool:
+                pending: deque[Future[tuple[npt.NDArray[np.int64], Probabilities]]] = deque()
+                for batch in batches:
+                    pending.append(pool.submit(read, batch))
+                    if len(pending) > readers:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+        finally:
+            torch.set_num_threads(threads)  # a thread sets it for itself, but for MKL and for new threads for all
 
     def predict(self, texts: Sequence[str], batch_size: int = SIDE_BY_SIDE) -> list[Prediction]:
         """Labels and probabilities of many texts."""
@@ -203,119 +231,6 @@ def _state_before(model: LanguageModel, stream: LMStream, steps: int = 140) -> S
         return None
     _, state = model.encoder(tokens.to(next(model.parameters()).device))
     return [(F.pad(h, (0, 0, 1, 0)), F.pad(c, (0, 0, 1, 0))) for h, c in state]
-
-
-@torch.inference_mode()
-def generate(
-    bundle: Bundle,
-    prompt: str = "",
-    tokens: int = 60,
-    samples: int = 1,
-    temperature: float = 0.8,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    beams: int = 0,
-    seed: int = 0,
-    model: LanguageModel | None = None,
-) -> list[str]:
-    """Texts that go on from `prompt`, which they include, until `tokens` more pieces or the end of the document.
-
-    The prompt is read once and the state carried from piece to piece, so nothing is forgotten and time is linear.
-    (fastai's `predict` reads the whole text again for every word, and with `only_last_word=True` forgets it.)
-
-    Args:
-        temperature: 0 always takes the most probable piece.
-        top_k: draw among this many pieces; 0: all.
-        top_p: draw among the most probable pieces that hold this share of the probability.
-        beams: > 0: beam search of this width instead of drawing; returns the best `samples`.
-
-    Raises:
-        UsageError: a value out of range, or a backward model (its text would have to be written from the end).
-    """
-    if bundle.info.kind != LANGUAGE_MODEL:
-        raise BundleError(f"{bundle.path} is a classifier, expected a language model")
-    if bundle.info.direction == "backward":
-        raise UsageError(f"{bundle.path} reads backward, expected a forward language model to write with")
-    if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or tokens < 1 or samples < 1:
-        raise UsageError("expected temperature >= 0, 0 < top_p <= 1, top_k >= 0, tokens >= 1 and samples >= 1")
-    model = (model or language_model_from(bundle).to(pick_device("auto"))).eval()
-    tokenizer = bundle.tokenizer
-    start = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    device = next(model.parameters()).device
-    if beams > 0:
-        found = _beam_search(model, start, tokens, max(beams, samples), tokenizer.bos_id, device)
-        return [tokenizer.decode(ids) for ids in found[:samples]]
-    generator = torch.Generator(device=device).manual_seed(seed)
-    scores, state = _read(model, torch.tensor([start], device=device), None)
-    scores, state = (
-        scores.expand(samples, -1),
-        select_rows(state, torch.zeros(samples, dtype=torch.long, device=device)),
-    )
-    rows = [list(start) for _ in range(samples)]
-    ended = [False] * samples
-    for step in range(tokens):
-        following = _draw(scores, temperature, top_k, top_p, generator)  # (samples, 1)
-        for row, piece in enumerate(following[:, 0].tolist()):
-            ended[row] = ended[row] or piece == tokenizer.bos_id  # the next document would begin
-            if not ended[row]:
-                rows[row].append(piece)
-        if all(ended) or step == tokens - 1:
-            break
-        scores, state = _read(model, following, state)
-    return [tokenizer.decode(row) for row in rows]
-
-
-def _read(model: LanguageModel, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
-    """Reads `tokens` (N, T) on from `state` -> log-probabilities (N, V) of the next piece and the new state."""
-    hidden, state = model.encoder(tokens, state)  # (N, T, E)
-    scores = model.decoder(hidden[:, -1], model.encoder.embedding.weight).float()
-    scores[:, [Tokenizer.pad_id, Tokenizer.unk_id]] = -torch.inf
-    return scores.log_softmax(-1), state
-
-
-def _draw(scores: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> Tensor:
-    """(N, V) logits -> (N, 1) ids."""
-    if temperature < 1e-4:  # the quotient below would not be a number
-        return scores.argmax(-1, keepdim=True)
-    scores = scores / temperature
-    if 0 < top_k < scores.size(-1):
-        lowest = scores.topk(top_k).values[:, -1:]
-        scores = scores.masked_fill(scores < lowest, -torch.inf)
-    if top_p < 1:
-        ordered, index = scores.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        scores = torch.full_like(scores, -torch.inf).scatter(
-            -1, index, ordered.masked_fill(before >= top_p, -torch.inf)
-        )
-    return torch.multinomial(scores.softmax(-1), 1, generator=generator)
-
-
-def _beam_search(
-    model: LanguageModel, start: list[int], tokens: int, beams: int, end: int, device: torch.device
-) -> list[list[int]]:
-    """The `beams` best continuations by mean log-probability, best first."""
-    log_probs, state = _read(model, torch.tensor([start], device=device), None)  # (rows, V)
-    scores = torch.zeros(1, device=device)
-    rows = [list(start)]
-    finished: list[tuple[float, list[int]]] = []
-    for step in range(1, tokens + 1):
-        total = (scores[:, None] + log_probs).flatten()
-        best, flat = total.topk(min(2 * beams, total.numel()))  # at most `beams` of them end
-        kept: list[tuple[float, int, int]] = []
-        for value, position in zip(best.tolist(), flat.tolist(), strict=True):
-            row, piece = divmod(position, log_probs.size(-1))
-            if piece == end:
-                finished.append((value / step, rows[row]))
-            elif len(kept) < beams and value > -math.inf:
-                kept.append((value, row, piece))
-        rows = [[*rows[row], piece] for _, row, piece in kept]
-        scores = torch.tensor([value for value, _, _ in kept], device=device)
-        if step == tokens:
-            break
-        state = select_rows(state, torch.tensor([row for _, row, _ in kept], device=device))
-        log_probs, state = _read(model, torch.tensor([[piece] for _, _, piece in kept], device=device), state)
-    finished += [(score / tokens, row) for score, row in zip(scores.tolist(), rows, strict=True)]
-    return [row for _, row in sorted(finished, key=lambda found: -found[0])]
 
 
 def pick_device(name: str) -> torch.device:

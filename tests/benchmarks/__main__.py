@@ -33,7 +33,7 @@ def main(words: list[str]) -> int:
         print(f"bench: no case is called {', '.join(unknown)}; expected scale or {', '.join(known)}", file=sys.stderr)
         return 2
     # A selection must not replace the figures of a full run.
-    place = "docs" if options.cases in groups else "runs"
+    place = "docs" if options.cases in groups or options.update else "runs"
     out = Path(options.out or material.ROOT / place / "benchmarks")
     with tempfile.TemporaryDirectory(prefix="ulmfit-bench-") as name:
         folder = Path(name)
@@ -61,6 +61,9 @@ def _options(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", help="folder of the report; default: docs/benchmarks, for some of the cases runs/benchmarks"
     )
+    parser.add_argument(
+        "--update", action="store_true", help="measure the cases again and keep the others of the report that is there"
+    )
     parser.add_argument("--tiny", action="store_true", help="a trial of seconds on the sample data")
     return parser.parse_args(words)
 
@@ -80,6 +83,12 @@ def compare(chosen: list[Case], folder: Path, out: Path, options: argparse.Names
         "failures": [],
     }
     measured: list[Measured] = []
+    try:
+        kept = report.kept(out, [case.name for case in chosen], content["machine"]) if options.update else {}
+    except ValueError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    content |= kept and {"earlier": kept["earlier"], "limits": kept["limits"]}
     _limits(content, folder, options)
     for case in chosen:
         _say(case.title)
@@ -87,7 +96,7 @@ def compare(chosen: list[Case], folder: Path, out: Path, options: argparse.Names
         measured.append(found)
         before = time.monotonic()
         found.measure(folder, options.repeats or case.repeats or 5)
-        _write(content, measured, started, out)
+        _write(content, measured, started, out, kept)
         for row in (row for row in content["rows"] if row["case"] == case.name):
             _tell(row)
         for failure in (failure for failure in content["failures"] if failure["case"] == case.name):
@@ -95,8 +104,8 @@ def compare(chosen: list[Case], folder: Path, out: Path, options: argparse.Names
         _say(f"  ({time.monotonic() - before:.0f} s)")
     if not options.tiny:
         _limits(content, folder, options)
-    _write(content, measured, started, out)
-    return len(content["failures"])
+    _write(content, measured, started, out, kept)
+    return sum(len(found.failures()) for found in measured)
 
 
 def _settings(case: Case, options: argparse.Namespace) -> dict[str, Any]:
@@ -165,10 +174,11 @@ class Measured:
         ]
 
 
-def _write(content: dict[str, Any], measured: list[Measured], started: float, out: Path) -> None:
+def _write(content: dict[str, Any], measured: list[Measured], started: float, out: Path, kept: dict[str, Any]) -> None:
     content["seconds"] = time.monotonic() - started
-    content["rows"] = [row for found in measured for row in found.rows(content["limits"])]
-    content["failures"] = [failure for found in measured for failure in found.failures()]
+    rows = [*kept.get("rows", []), *(row for found in measured for row in found.rows(content["limits"]))]
+    content["rows"] = sorted(rows, key=lambda row: NAMES.index(row["case"]))
+    content["failures"] = [*kept.get("failures", []), *(failure for found in measured for failure in found.failures())]
     report.write(out, "cpu", content, report.markdown(content))
 
 

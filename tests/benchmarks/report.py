@@ -85,6 +85,25 @@ def command() -> str:
     return f"make bench ARGS='{words}'" if words else "make bench"
 
 
+def kept(folder: Path, again: list[str], machine: dict[str, Any]) -> dict[str, Any]:
+    """What stays of the report in `folder` when the cases `again` are measured again; empty if there is none.
+
+    Returns: rows, failures and limits, and under "earlier" by which command, when and how long.
+
+    Raises:
+        ValueError: it is of another machine.
+    """
+    path = folder / "cpu.json"
+    if not path.is_file():
+        return {}
+    old = json.loads(path.read_text(encoding="utf-8"))
+    if old["machine"] != machine:
+        raise ValueError(f"{path} is of another machine, or of other versions; measure everything again")
+    found = {name: [one for one in old[name] if one["case"] not in again] for name in ("rows", "failures")}
+    run = {name: old[name] for name in ("command", "date", "seconds")}
+    return {**found, "limits": old["limits"], "earlier": [*old.get("earlier", []), run]}
+
+
 def write(folder: Path, name: str, content: dict[str, Any], markdown: str) -> None:
     """NAME.json and NAME.md, each whole or not at all."""
     with whole_file(folder / f"{name}.json") as partial:
@@ -147,8 +166,10 @@ def machine_lines(content: dict[str, Any]) -> list[str]:
     machine = content["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     trial = "; **a trial on tiny settings: the figures mean nothing**" if content["tiny"] else ""
+    runs = [*content.get("earlier", []), content]
+    told = "; then ".join(f"`{run['command']}`, {run['date']}, {run['seconds']:.0f} s" for run in runs)
     return [
-        f"`{content['command']}`, {content['date']}, {content['seconds']:.0f} s{trial}.",
+        f"{told}{trial}.",
         "",
         f"{machine['cpu']} ({', '.join(machine['instructions'])}), {machine['cores']} cores, {machine['threads']} "
         f"threads, {machine['memory_gb']:.0f} GB; {machine['system']}, Python {machine['python']}, {versions}.",

@@ -69,6 +69,17 @@ def test_a_side_that_fails_is_named_and_the_rest_kept(tmp_path: Path) -> None:
     assert "## Not measured" in page and "this fastai is broken" in page
     cells(page)
 
+    again = ["--tiny", "--cases", "help", "--update"]
+    assert bench(tmp_path / "out", *again).returncode == 0
+    updated, page = read(tmp_path / "out", "cpu")
+    assert updated["rows"][0] == content["rows"][0] and updated["failures"] == content["failures"]
+    assert [row["case"] for row in updated["rows"]] == ["import", "help"] and updated["rows"][1] != content["rows"][1]
+    assert page.count("make bench ARGS=") == 2
+    updated["machine"]["cpu"] = "another"
+    (tmp_path / "out" / "cpu.json").write_text(json.dumps(updated))
+    refused = bench(tmp_path / "out", *again)
+    assert refused.returncode == 1 and "another machine" in refused.stderr and "Traceback" not in refused.stderr
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 def test_a_corpus_under_a_limit_of_memory(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from ulmfit.bundle import Bundle, load_bundle
 from ulmfit.config import GenerateConfig
 from ulmfit.errors import BundleError, UsageError
-from ulmfit.inference import generate
+from ulmfit.generation import generate
 from ulmfit.nn.awd_lstm import AWDLSTM, State
 from ulmfit.nn.build import language_model_from
 from ulmfit.nn.models import LanguageModel

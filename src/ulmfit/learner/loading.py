@@ -11,7 +11,8 @@ import torch
 from ulmfit.bundle import CLASSIFIER, LANGUAGE_MODEL, Bundle, is_bundle, load_bundle
 from ulmfit.data.cache import TokenCache
 from ulmfit.errors import BundleError, DataError, UsageError
-from ulmfit.inference import LMScore, Predictor, generate, pick_device, score_language_model
+from ulmfit.generation import generate
+from ulmfit.inference import LMScore, Predictor, pick_device, score_language_model
 from ulmfit.nn.build import language_model_from
 from ulmfit.nn.models import LanguageModel
 from ulmfit.tasks.locations import resolve_bundle

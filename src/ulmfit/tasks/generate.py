@@ -12,7 +12,7 @@ from ulmfit.tasks.locations import language_model_to_use
 def run(config: GenerateConfig) -> dict[str, Any]:
     """Print the samples, an empty line between them."""
     path = language_model_to_use(config.bundle, config.runs)
-    from ulmfit.inference import generate
+    from ulmfit.generation import generate
 
     texts = generate(
         load_bundle(path, LANGUAGE_MODEL),
