@@ -258,21 +258,6 @@ def check_trainer(config: c.TrainerConfig) -> tuple[str, str] | None:
     return None
 
 
-def seconds_of(duration: str | None) -> float | None:
-    """Of a checked DD:HH:MM:SS; None stays None."""
-    if duration is None:
-        return None
-    days, hours, minutes, seconds = map(int, duration.split(":"))
-    return float(((24 * days + hours) * 60 + minutes) * 60 + seconds)
-
-
-def duration_of(seconds: float) -> str:
-    """DD:HH:MM:SS, rounded down and not below zero."""
-    minutes, s = divmod(max(0, int(seconds)), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours // 24:02}:{hours % 24:02}:{m:02}:{s:02}"
-
-
 def check_publish(config: c.TrainConfig) -> tuple[str, str] | None:
     if config.publish is None or re.fullmatch(r"\w[\w.-]{0,99}", config.publish):
         return None

@@ -36,6 +36,7 @@ def _classifiers(paths: list[Path], config: EvaluateConfig) -> dict[str, Any]:
     import torch
 
     from ulmfit.inference import Predictor
+    from ulmfit.tasks.reading import ReadingProgress
     from ulmfit.tasks.scoring import classification_report, format_report
 
     table = load_splits(config.dataset).of(config.split)
@@ -48,11 +49,16 @@ def _classifiers(paths: list[Path], config: EvaluateConfig) -> dict[str, Any]:
         torch.set_num_threads(config.trainer.threads)
     predictor = Predictor(list(paths), config.trainer.accelerator, precision=config.precision)
     labels = table.label_ids(predictor.classes)
-    probabilities = predictor.probabilities(table.texts, config.batch_size)
+    shown = config.trainer.enable_progress_bar
+    probabilities = predictor.probabilities(
+        table.texts, config.batch_size, progress=ReadingProgress(table.texts, shown)
+    )
     report = classification_report(probabilities, labels, predictor.classes)
     print(format_report(report, config.split))
     if config.precision != "32":
-        exact = Predictor(list(paths), config.trainer.accelerator).probabilities(table.texts, config.batch_size)
+        exact = Predictor(list(paths), config.trainer.accelerator).probabilities(
+            table.texts, config.batch_size, progress=ReadingProgress(table.texts, shown)
+        )
         difference = abs(probabilities - exact)
         report["precision"] = {
             "name": config.precision,

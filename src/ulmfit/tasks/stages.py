@@ -18,6 +18,7 @@ from ulmfit.inference import Predictor
 from ulmfit.interruption import CHECKPOINTS
 from ulmfit.tasks.inputs import LMInputs, prepare_classifier, prepare_language_model
 from ulmfit.tasks.locations import Parent, directed_name, model_name, models_folder
+from ulmfit.tasks.reading import ReadingProgress
 from ulmfit.tasks.run_folder import read_record
 from ulmfit.tasks.scoring import classification_report, stored, write_json
 from ulmfit.training import clock, engine
@@ -145,16 +146,17 @@ def train_classifier(config: TrainConfig, parent: Parent, folder: Path) -> Stage
         config.stage.classifier.shard_mib,
     )
     metrics: dict[str, Any] = dict(result.metrics)
-    metrics |= _test_figures(target, given.splits, given.classes, folder)
+    metrics |= _test_figures(target, given.splits, given.classes, folder, config.trainer.enable_progress_bar)
     finished = _finish(folder, StageResult(target, metrics), started)
     wait_for_all()
     return finished
 
 
-def _test_figures(bundle: Path, splits: Splits, classes: list[str], folder: Path) -> dict[str, Any]:
+def _test_figures(bundle: Path, splits: Splits, classes: list[str], folder: Path, shown: bool) -> dict[str, Any]:
     if splits.test is None or splits.test.labels is None:
         return {}
-    probabilities = Predictor([bundle]).probabilities(splits.test.texts)
+    texts = splits.test.texts
+    probabilities = Predictor([bundle]).probabilities(texts, progress=ReadingProgress(texts, shown))
     report = classification_report(probabilities, splits.test.label_ids(classes), classes)
     plots.save(plots.plot_confusion(report["confusion"], classes), folder / "confusion_matrix.png")
     return {"test": stored(report)}

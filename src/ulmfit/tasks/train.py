@@ -13,12 +13,12 @@ from ulmfit.config import TrainConfig
 from ulmfit.data.locate import locate
 from ulmfit.data.packed import is_packed, packed_key
 from ulmfit.data.sources import content_key
+from ulmfit.durations import duration_of, seconds_of
 from ulmfit.errors import UsageError
 from ulmfit.interruption import stopped_by_signals
 from ulmfit.ranks import main_process
 from ulmfit.tasks.locations import Parent, choose_parent
 from ulmfit.tasks.run_folder import read_record, remove_leftovers, run_folder, unreadable, working_in, write_config
-from ulmfit.validation import duration_of, seconds_of
 
 log = logging.getLogger("ulmfit")
 

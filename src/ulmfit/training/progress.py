@@ -8,6 +8,8 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from ulmfit.durations import clock
+
 _REFRESH_SECONDS = 0.5  # on a terminal
 _LOG_SECONDS = 60.0  # into a file
 _COLUMNS = ("train_loss_epoch", "valid_loss", "valid_perplexity", "valid_accuracy", "valid_macro_f1")
@@ -75,10 +77,3 @@ class Progress(Callback):
             )
             clear = ""
         print(clear + "  ".join(f"{v:>16}" if i else f"{v:>5}" for i, v in enumerate(row)), file=sys.stderr, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """h:mm:ss, or mm:ss below an hour."""
-    minutes, s = divmod(round(max(0.0, seconds)), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m:02}:{s:02}"

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from ulmfit.config import FitConfig, LoggerConfig, TrainerConfig
+from ulmfit.durations import seconds_of
 from ulmfit.errors import UsageError
 from ulmfit.nn.reduced import cpu_multiplies_bfloat16
 from ulmfit.training.base import UlmfitModule
@@ -28,7 +29,6 @@ from ulmfit.training.checkpoints import Recovery, Validated, WholeFiles, recover
 from ulmfit.training.processes import ranks_for
 from ulmfit.training.progress import Progress
 from ulmfit.training.stability import NonFiniteGuard
-from ulmfit.validation import seconds_of
 
 log = logging.getLogger("ulmfit")
 
