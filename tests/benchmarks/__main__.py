@@ -32,6 +32,9 @@ def main(words: list[str]) -> int:
     if unknown:
         print(f"bench: no case is called {', '.join(unknown)}; expected scale or {', '.join(known)}", file=sys.stderr)
         return 2
+    if options.update and any(name in scale.NAMES for name in chosen):
+        print("bench: --update is for the cases against fastai; measure scale whole", file=sys.stderr)
+        return 2
     # A selection must not replace the figures of a full run.
     place = "docs" if options.cases in groups or options.update else "runs"
     out = Path(options.out or material.ROOT / place / "benchmarks")

@@ -93,7 +93,11 @@ def test_a_corpus_under_a_limit_of_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(["--cases", "latncy"], "no case is called latncy"), ([], "holds no trec6/train.csv")],
+    [
+        (["--cases", "latncy"], "no case is called latncy"),
+        (["--cases", "scale_length", "--update"], "measure scale whole"),
+        ([], "holds no trec6/train.csv"),
+    ],
 )
 def test_wrong_use_is_told(tmp_path: Path, words: list[str], told: str) -> None:
     done = bench(tmp_path / "out", *words, ULMFIT_DATA=str(tmp_path))

@@ -159,7 +159,7 @@ class OutOfMemoryError(RuntimeError):
         (BundleError("no bundle in x"), 2, ["no bundle in x"]),
         (disk_full(), 1, ["disk is full", "runs/x/last.ckpt", "runs="]),
         (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file"), 1, ["disk is full"]),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 1, ["permission denied (/root/x)"]),
+        (PermissionError(errno.EACCES, "Permission denied", "/srv/x"), 1, ["permission denied (/srv/x)"]),
         (OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), 1, ["out of GPU memory", "batch_size"]),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, ["out of memory", "batch_size"]),
         (MemoryError(), 1, ["out of memory"]),

@@ -76,7 +76,7 @@ class LanguageModelPredictor:
         beams: int = 0,
         seed: int = 0,
     ) -> list[str]:
-        """Several texts that go on from one; see `inference.generate` for the arguments."""
+        """Several texts that go on from one; see `generation.generate` for the arguments."""
         if not isinstance(text, str):
             raise UsageError(f"got a {type(text).__name__} to go on from, expected one text")
         return generate(self.bundle, text, tokens, samples, temperature, top_k, top_p, beams, seed, model=self.model)
