@@ -16,7 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first: a module may import from its own layer's package and from layers below.
 CONFIGURATION = {"conf_files", "failures", "arguments", "help_text", "composition_errors", "hydra_config"}
 LAYERS = [
-    {"errors", "config", "schema", "validation", "durations", "whole_file", "locks", "interruption", "ranks"},
+    {"errors", "config", "schema", "validation", "durations", "status_line", "ahead"}
+    | {"whole_file", "locks", "interruption", "ranks"},
     {"text", "pickled_data", "shards"},
     {"bundle"},
     {"nn", "optim"},

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from ulmfit.ahead import in_order
 from ulmfit.bundle import CLASSIFIER, Bundle, load_bundle
 from ulmfit.config import SIDE_BY_SIDE, TOKENS_AT_A_TIME
 from ulmfit.data.cache import TokenCache
@@ -132,13 +132,7 @@ class Predictor:
             return
         try:
             with ThreadPoolExecutor(readers, "read", torch.set_num_threads, (threads // readers,)) as pool:
-                pending: deque[Future[tuple[npt.NDArray[np.int64], Probabilities]]] = deque()
-                for batch in batches:
-                    pending.append(pool.submit(read, batch))
-                    if len(pending) > readers:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
+                yield from in_order(lambda batch: pool.submit(read, batch), batches, readers)
         finally:
             torch.set_num_threads(threads)  # a thread sets it for itself, but for MKL and for new threads for all
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ulmfit import status_line
 from ulmfit.tasks import reading
 from ulmfit.tasks.reading import ReadingProgress
 
@@ -21,7 +22,8 @@ class Clock:
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(reading, "time", clock)
+    for module in (reading, status_line):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 

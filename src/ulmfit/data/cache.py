@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from array import array
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ulmfit.ahead import in_order
 from ulmfit.errors import DataError, UlmfitError
+from ulmfit.status_line import StatusLine
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.whole_file import partial_folder, put_folder, read_small, remove_abandoned
 
@@ -170,22 +171,23 @@ def _write(
     head = list(islice(chunks, 2))
     small = len(head) < 2 or workers < 2
     offsets, count, chars, started = array("q", [0]), 0, 0, time.monotonic()
-    reported = started
+    status = StatusLine(log_seconds=10)
     with open(folder / "tokens.bin", "wb") as out:
         for tokens, lengths, read in _tokenised(head, chunks, tokenizer, 1 if small else workers):
             out.write(tokens.tobytes())
             offsets.frombytes((count + np.cumsum(lengths, dtype=np.int64)).tobytes())
             count += len(tokens)
             chars += read
-            now = time.monotonic()
-            if progress and not small and now - reported > (0.5 if sys.stderr.isatty() else 10):
-                reported = now
-                _report(chars, count, total_bytes, now - started)
+            if progress and not small and status.due():
+                status.show(_progress(chars, count, total_bytes, time.monotonic() - started))
     seconds = time.monotonic() - started
     if progress and not small:
-        clear = f"\r{'':<78}\r" if sys.stderr.isatty() else ""
         rate = f"{count / max(seconds, 1e-9) / 1e3:.0f} k tokens/s with {workers} processes"
-        print(f"{clear}tokenised: {count / 1e6:.1f} M tokens in {seconds:.0f} s, {rate}", file=sys.stderr, flush=True)
+        print(
+            f"{status.cleared()}tokenised: {count / 1e6:.1f} M tokens in {seconds:.0f} s, {rate}",
+            file=sys.stderr,
+            flush=True,
+        )
     if count == 0:
         raise NoDocuments("the text holds no documents, expected at least one that is not empty")
     (folder / "offsets.bin").write_bytes(offsets.tobytes())  # numpy's tofile would not say that the disk is full
@@ -254,15 +256,13 @@ def _tokenised(
     # spawn: torch's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(tokenizer,))
-    pending: deque[Future[tuple[Tokens, list[int], int]]] = deque()
+
+    def submit(chunk: list[str]) -> Future[tuple[Tokens, list[int], int]]:
+        with _main_hidden():  # this may start a worker
+            return pool.submit(_work, chunk)
+
     try:
-        for chunk in chain(head, rest):
-            with _main_hidden():  # this may start a worker
-                pending.append(pool.submit(_work, chunk))
-            if len(pending) > 2 * workers:  # Executor.map would read the whole text ahead
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield from in_order(submit, chain(head, rest), 2 * workers)
     except BrokenProcessPool as error:
         raise UlmfitError("a process that tokenises was killed, perhaps for want of memory; run again") from error
     finally:
@@ -285,11 +285,7 @@ def _dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
-def _report(chars: int, tokens: int, total: int | None, seconds: float) -> None:
+def _progress(chars: int, tokens: int, total: int | None, seconds: float) -> str:
     left = "" if not total else f", {max(0.0, seconds * (total - chars) / max(chars, 1)):.0f} s left"
     rate = tokens / max(seconds, 1e-9)
-    line = f"tokenising: {chars / 1e6:.0f} M characters, {rate / 1e3:.0f} k tokens/s{left}"
-    if sys.stderr.isatty():
-        print(f"\r{line}   ", end="", file=sys.stderr, flush=True)
-    else:
-        print(line, file=sys.stderr, flush=True)
+    return f"tokenising: {chars / 1e6:.0f} M characters, {rate / 1e3:.0f} k tokens/s{left}"

@@ -11,13 +11,13 @@ import json
 import lzma
 import os
 import shutil
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ulmfit.ahead import in_order
 from ulmfit.config import DatasetConfig
 from ulmfit.data.cache import TokenCache
 from ulmfit.data.unpacking import XZ
@@ -189,13 +189,12 @@ def _compressed_blocks(source: Path) -> Iterator[tuple[bytes, bytes]]:
     """Blocks of a file in order, raw and compressed; as many at a time as there are cores."""
     workers = os.cpu_count() or 1
     with source.open("rb") as file, ThreadPoolExecutor(workers) as pool:  # lzma works without Python's lock
-        pending: deque[tuple[bytes, Future[bytes]]] = deque()
-        while (block := file.read(_BLOCK)) or pending:
-            if block:
-                pending.append((block, pool.submit(lzma.compress, block, lzma.FORMAT_XZ, -1, None, _FILTERS)))
-            if not block or len(pending) > workers:
-                raw, packed = pending.popleft()
-                yield raw, packed.result()
+
+        def compress(block: bytes) -> tuple[bytes, bytes]:
+            return block, lzma.compress(block, lzma.FORMAT_XZ, -1, None, _FILTERS)
+
+        blocks = iter(lambda: file.read(_BLOCK), b"")
+        yield from in_order(lambda block: pool.submit(compress, block), blocks, workers)
 
 
 def _decompress(folder: Path, about: dict[str, Any], target: Path) -> None:

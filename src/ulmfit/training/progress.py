@@ -9,9 +9,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from ulmfit.durations import clock
+from ulmfit.status_line import StatusLine
 
-_REFRESH_SECONDS = 0.5  # on a terminal
-_LOG_SECONDS = 60.0  # into a file
 _COLUMNS = ("train_loss_epoch", "valid_loss", "valid_perplexity", "valid_accuracy", "valid_macro_f1")
 
 
@@ -22,14 +21,14 @@ class Progress(Callback):
         self.title = title
         self._began = 0.0
         self._first_step = 0
-        self._shown = 0.0
         self._epoch_began = 0.0
         self._header: list[str] = []
         self._smooth: float | None = None
-        self._live = sys.stderr.isatty()
+        self._status = StatusLine()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = self._shown = self._epoch_began = time.monotonic()
+        self._began = self._epoch_began = time.monotonic()
+        self._status = StatusLine()
         self._first_step = trainer.global_step
         if trainer.is_global_zero:
             total = int(trainer.estimated_stepping_batches)
@@ -43,21 +42,18 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.monotonic()
-        if not trainer.is_global_zero or now - self._shown < (_REFRESH_SECONDS if self._live else _LOG_SECONDS):
+        if not trainer.is_global_zero or not self._status.due():
             return
-        self._shown = now
         loss = trainer.callback_metrics.get("train_loss_step")
         if loss is not None:
             self._smooth = float(loss) if self._smooth is None else 0.7 * self._smooth + 0.3 * float(loss)
         total = int(trainer.estimated_stepping_batches)
         done = max(1, trainer.global_step - self._first_step)
-        left = (now - self._began) / done * (total - trainer.global_step)
+        left = (time.monotonic() - self._began) / done * (total - trainer.global_step)
         line = f"  epoch {trainer.current_epoch + 1} · step {trainer.global_step}/{total}"
         if self._smooth is not None:
             line += f" · loss {self._smooth:.3f}"
-        line += f" · {clock(left)} left"
-        print(f"\r{line:<78}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
+        self._status.show(f"{line} · {clock(left)} left")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -68,7 +64,7 @@ class Progress(Callback):
         header = ["epoch", *(name.removesuffix("_epoch") for name in shown), "time"]
         took = clock(time.monotonic() - self._epoch_began)
         row = [str(trainer.current_epoch + 1), *(f"{value:.4f}" for value in shown.values()), took]
-        clear = f"\r{'':<78}\r" if self._live else ""
+        clear = self._status.cleared()
         if header != self._header:
             self._header = header
             print(
