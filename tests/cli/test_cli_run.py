@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,47 +143,3 @@ def test_tab_completion(
 def test_tab_completion_script(ulmfit: CommandLine) -> None:
     assert ulmfit("-sc", "install=bash") == 0
     assert ulmfit.out.strip().endswith("hydra_bash_completion ulmfit")
-
-
-SCRIPT = """
-    import sys, types
-    from pathlib import Path
-    import lightning
-    from lightning.pytorch.demos.boring_classes import BoringModel
-    from ulmfit.cli import main
-
-    def run(config):
-        trainer = lightning.Trainer(
-            accelerator="cpu", devices=2, strategy="ddp", max_steps=1, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-        )
-        trainer.fit(BoringModel())
-        Path(f"seed{config.seed}-rank{trainer.global_rank}").touch(exist_ok=False)
-
-    sys.modules["ulmfit.tasks.train"] = types.SimpleNamespace(run=run)
-    if __name__ == "__main__":
-        sys.exit(main())
-"""
-
-
-@pytest.mark.slow
-def test_sweep_of_distributed_runs(tmp_path: Path) -> None:
-    """Two jobs of two ranks each: every rank runs its own job once, and the second job does not hang."""
-    pytest.importorskip("lightning")
-    script = tmp_path / "start.py"
-    script.write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
-    (tmp_path / "work").mkdir()
-    done = subprocess.run(
-        [sys.executable, str(script), "train", "--multirun", "seed=0,1"],
-        cwd=tmp_path / "work",
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    seen = sorted(path.name for path in (tmp_path / "work").iterdir())
-    assert seen == ["runs", "seed0-rank0", "seed0-rank1", "seed1-rank0", "seed1-rank1"]
-    assert len(list((tmp_path / "work" / "runs" / "sweeps").iterdir())) == 1
-    assert "2 of 2 runs finished." in done.stderr

@@ -26,6 +26,7 @@ def test_a_sweep_runs_each_job_once_in_its_own_folder(tmp_path: Path, caches: Pa
     assert started.process.returncode == 0, said
     assert [said.count(f"Run {n}: ") for n in (1, 2, 3)] == [1, 1, 0], said
     assert "2 of 2 runs finished." in said and "Warning" not in said
+    assert len(list((tmp_path / "runs" / "sweeps").iterdir())) == 1
     first, second = sorted((tmp_path / "runs" / "mine").iterdir(), key=lambda path: path.name[-1])
     for folder in (first, second):
         assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["valid_perplexity"] > 1
