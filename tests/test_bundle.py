@@ -96,7 +96,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     values["checksums"].pop(INFO_FILE, None)  # older bundles have none
     for name in values["checksums"]:
         if (folder / name).is_file():
-            values["checksums"][name] = module._sha256(folder / name)
+            values["checksums"][name] = module.sha256_of(folder / name)
     change(values)
     (folder / INFO_FILE).write_text(json.dumps(values))
 

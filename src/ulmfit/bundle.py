@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ulmfit.errors import BundleError
 from ulmfit.shards import cut, expected_shards, is_shard, joined, shard_names
 from ulmfit.text.tokenizer import META_FILE, MODEL_FILE, Tokenizer
-from ulmfit.whole_file import partial_folder, put_folder, read_small
+from ulmfit.whole_file import partial_folder, put_folder, read_small, sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -174,7 +174,7 @@ def save_bundle(
             (partial / name).write_bytes(save(tensors))  # save_file would let nobody else read the file
         tokenizer.save(partial)
         (partial / CARD_FILE).write_text(model_card(info), encoding="utf-8")
-        info.checksums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+        info.checksums = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
         values = json.loads(json.dumps(asdict(info), default=str))
         info.checksums[INFO_FILE] = values["checksums"][INFO_FILE] = _own_checksum(values)
         (partial / INFO_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -329,10 +329,6 @@ def _most_bytes(info: BundleInfo, name: str) -> int:
 def _how_to_get(kind: str) -> str:
     stage = "classifier" if kind == CLASSIFIER else "lm_finetune"
     return f"make one with 'ulmfit train stage={stage}'"
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _own_checksum(values: Mapping[str, Any]) -> str:

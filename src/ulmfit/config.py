@@ -286,6 +286,13 @@ class PackConfig(TrainConfig):
 
 
 @dataclass
+class DownloadConfig:
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    runs: str = "runs"
+    debug: bool = False
+
+
+@dataclass
 class InspectConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     bundle: str | None = None

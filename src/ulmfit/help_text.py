@@ -16,6 +16,7 @@ SUMMARIES = {
     "generate": "text from a language model",
     "find_lr": "learning-rate range test of a stage: a plot and a suggestion",
     "pack": "tokenise a corpus into files of limited size, to pre-train on another machine",
+    "download": "fetch a data set of the paper from where it is published",
     "inspect": "what is in a data set: counts, lengths, duplicates, leakage, expected time",
     "report": "one table from many runs",
 }
@@ -50,6 +51,11 @@ EXAMPLES = {
         ("pack experiment=pretrain_en_base output=packed", "English Wikipedia, pieces of the recipe"),
         ("pack experiment=pretrain_de output=packed-de tokenizer.vocab_size=16000", "another language, more pieces"),
         ("pack stage=lm_pretrain dataset=wikipedia dataset.path=articles.txt.bz2 part_mb=20", "your own articles"),
+    ),
+    "download": (
+        ("download", "TREC-6, into data/trec6"),
+        ("download dataset=imdb", "into data/imdb, or below the folder that ULMFIT_DATA names"),
+        ("download dataset=ag_news dataset.path=news", "into another folder"),
     ),
     "inspect": (
         ("inspect", "the sample data"),

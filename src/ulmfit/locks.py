@@ -16,8 +16,13 @@ if sys.platform != "win32":  # there nothing is locked
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(
+    path: Path, meanwhile: str = "which trains there; wait for it or end it, or choose another seed= or runs="
+) -> Iterator[None]:
     """Holds the file `path` (made here, removed afterwards) for this process alone: its folder is in use.
+
+    Args:
+        meanwhile: what the error says about the other process.
 
     Raises:
         InUseError: another process holds it.
@@ -32,10 +37,7 @@ def locked(path: Path) -> Iterator[None]:
         if held is False:
             owner = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "another process"
             os.close(descriptor)
-            raise InUseError(
-                f"{path.parent} is in use by {owner}, which trains there; wait for it or end it, "
-                "or choose another seed= or runs="
-            )
+            raise InUseError(f"{path.parent} is in use by {owner}, {meanwhile}")
         if held is None or _stands_at(descriptor, path):
             break
         os.close(descriptor)  # its owner has just removed it

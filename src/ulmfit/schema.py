@@ -24,6 +24,7 @@ VERBS: dict[str, type[Any]] = {
     "generate": config_module.GenerateConfig,
     "find_lr": config_module.FindLRConfig,
     "pack": config_module.PackConfig,
+    "download": config_module.DownloadConfig,
     "inspect": config_module.InspectConfig,
     "report": config_module.ReportConfig,
 }

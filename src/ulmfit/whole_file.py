@@ -1,10 +1,11 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and how to tell that they are."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import glob
+import hashlib
 import os
 import shutil
 import sys
@@ -27,6 +28,15 @@ def read_small(path: Path, most: int) -> bytes:
     if path.stat().st_size > most:
         raise ValueError(f"it is larger than {most >> 20} MiB")
     return path.read_bytes()
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def locate(config: DatasetConfig) -> Located:
     elif config.path.startswith(PREFIX):
         return _huggingface(config.path, given)
     else:
-        base = require_path(Path(config.path).expanduser())
+        base = _require_data(config, Path(config.path).expanduser())
     if base.is_file():
         found = _only_given(base.parent, given, config)
         if given["train"] or given["train"] == "":
@@ -101,6 +101,20 @@ def locate(config: DatasetConfig) -> Located:
             ", or a folder for each class are expected; set dataset.train to the name it has"
         )
     return Located(**sources)
+
+
+def _require_data(config: DatasetConfig, path: Path) -> Path:
+    """As `require_path`; of a data set that can be fetched the error says how."""
+    try:
+        return require_path(path)
+    except DataError as error:
+        from ulmfit.data.published import PUBLISHED
+
+        if config.name not in PUBLISHED:
+            raise
+        raise DataError(
+            f"{error}; 'ulmfit download dataset={config.name}' fetches it, ULMFIT_DATA says where it lies already"
+        ) from None
 
 
 def _only_given(base: Path, given: dict[str, str | None], config: DatasetConfig) -> Located:

@@ -23,7 +23,7 @@ from ulmfit.data.cache import TokenCache
 from ulmfit.data.unpacking import XZ
 from ulmfit.errors import BundleError, DataError
 from ulmfit.text.tokenizer import META_FILE, MODEL_FILE, Tokenizer
-from ulmfit.whole_file import partial_folder, put_folder, read_small, whole_file
+from ulmfit.whole_file import partial_folder, put_folder, read_small, sha256_of, whole_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -63,13 +63,13 @@ def pack(
     check_output(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
-    files = {name: {"sha256": _sha256(folder / name)} for name in (MODEL_FILE, META_FILE)}
+    files = {name: {"sha256": sha256_of(folder / name)} for name in (MODEL_FILE, META_FILE)}
     arrays: dict[str, Any] = {}
     for split, cache in caches.items():
         for name in CACHE_FILES:
             parts, digest, size = _compress(cache / name, folder, f"{split}.{name.partition('.')[0]}", part_bytes)
             arrays[f"{split}/{name}"] = {"sha256": digest, "bytes": size, "parts": parts}
-            files |= {part: {"sha256": _sha256(folder / part)} for part in parts}
+            files |= {part: {"sha256": sha256_of(folder / part)} for part in parts}
     manifest = {
         "format_version": FORMAT_VERSION,
         "fingerprint": tokenizer.fingerprint,
@@ -154,16 +154,8 @@ def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
     if missing:
         raise DataError(f"{folder} lacks {', '.join(missing[:5])}; copy all files that {MANIFEST} names")
     for name, about in manifest["files"].items():
-        if _sha256(folder / name) != about["sha256"]:
+        if sha256_of(folder / name) != about["sha256"]:
             raise DataError(f"{folder / name} does not match its checksum in {MANIFEST}; copy it again")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _compress(source: Path, folder: Path, stem: str, part_bytes: int) -> tuple[list[str], str, int]:
