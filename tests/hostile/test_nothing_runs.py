@@ -306,6 +306,8 @@ UNSAFE = {
     "os.system", "shutil.unpack_archive", "tarfile.open",
 }  # fmt: skip
 UNSAFE_METHODS = {"extract", "extractall", "unsafe_load"}
+# Reads the members of archives whose SHA-256 is known, one after the other, and writes none of them to the disk.
+ALLOWED = {("data/published.py", "tarfile.open")}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -315,7 +317,8 @@ def test_no_call_that_could_run_a_file_or_unpack_an_archive(path: Path) -> None:
             continue
         name = ast.unparse(node.func)
         settings = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-        assert name not in UNSAFE, f"line {node.lineno}"
+        if (path.relative_to(PACKAGE).as_posix(), name) not in ALLOWED:
+            assert name not in UNSAFE, f"line {node.lineno}"
         assert name.rpartition(".")[2] not in UNSAFE_METHODS, f"line {node.lineno}"
         assert settings.get("shell") != "True", f"line {node.lineno}"
         assert settings.get("allow_pickle", "False") == "False", f"line {node.lineno}"
