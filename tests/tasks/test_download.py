@@ -98,7 +98,12 @@ def test_imdb(brought: Brought) -> None:
 @pytest.mark.parametrize(
     ("name", "line", "text", "label"),
     [
-        ("yelp_full", r'"5","He said ""great"".\n\nTwice."', 'He said "great".\n\nTwice.', "5_star"),
+        (
+            "yelp_full",
+            r'"5","He said ""great"".\n\nTwice, \""really\""."',
+            'He said "great".\n\nTwice, "really".',
+            "5_star",
+        ),
         ("yelp_polarity", '"1","Awful."', "Awful.", "neg"),
         (
             "dbpedia14",

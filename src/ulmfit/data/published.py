@@ -80,13 +80,9 @@ def _read_imdb(files: Mapping[str, Path]) -> Iterator[PublishedRow]:
 
 
 def _zhang(
-    classes: tuple[str, ...], line_break: str = r"\n", becomes: str = "\n"
+    classes: tuple[str, ...], escapes: Mapping[str, str]
 ) -> Callable[[Mapping[str, Path]], Iterator[PublishedRow]]:
-    """Rows of Zhang et al. (2015): number of the class, perhaps a title, text.
-
-    Args:
-        line_break: as it is written in those files; `becomes`: what the text has in its place.
-    """
+    """Rows of Zhang et al. (2015): number of the class, perhaps a title, text; `escapes` and what they stand for."""
 
     def read(files: Mapping[str, Path]) -> Iterator[PublishedRow]:
         for name, path in files.items():
@@ -96,7 +92,9 @@ def _zhang(
                     continue
                 with content, io.TextIOWrapper(content, encoding="utf-8", newline="") as lines:
                     for number, *parts in csv.reader(lines):
-                        text = " ".join(map(str.strip, parts)).replace(line_break, becomes)
+                        text = " ".join(map(str.strip, parts))
+                        for written, meant in escapes.items():
+                            text = text.replace(written, meant)
                         yield member.stem, text, classes[int(number) - 1]
 
     return read
@@ -114,6 +112,7 @@ def _members(path: Path) -> Iterator[tuple[PurePosixPath, Any]]:
 _AG_ADDRESS = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv"
 _FASTAI_ADDRESS = "https://s3.amazonaws.com/fast-ai-nlp"
 _TREC_ADDRESS = "https://cogcomp.seas.upenn.edu/Data/QA/QC"
+_YELP = {r"\n": "\n", r"\"": '"'}
 _STARS = tuple(f"{n}_star" for n in range(1, 6))
 
 PUBLISHED = {
@@ -159,7 +158,7 @@ PUBLISHED = {
                 1_857_427,
             ),
         ),
-        _zhang(_AG, "\\", " "),
+        _zhang(_AG, {"\\": " "}),
         {"train": 120_000, "test": 7_600},
         "for research, not commercial; cite Zhang et al. (2015)",
     ),
@@ -171,7 +170,7 @@ PUBLISHED = {
                 68_341_743,
             ),
         ),
-        _zhang(_DBPEDIA),
+        _zhang(_DBPEDIA, {}),
         {"train": 560_000, "test": 70_000},
         "CC BY-SA 3.0 and GFDL; cite Zhang et al. (2015)",
     ),
@@ -183,7 +182,7 @@ PUBLISHED = {
                 196_146_755,
             ),
         ),
-        _zhang(_STARS),
+        _zhang(_STARS, _YELP),
         {"train": 650_000, "test": 50_000},
         "Yelp's data set agreement: academic use, not to be passed on; cite Zhang et al. (2015)",
     ),
@@ -195,7 +194,7 @@ PUBLISHED = {
                 166_373_201,
             ),
         ),
-        _zhang(("neg", "pos")),
+        _zhang(("neg", "pos"), _YELP),
         {"train": 560_000, "test": 38_000},
         "Yelp's data set agreement: academic use, not to be passed on; cite Zhang et al. (2015)",
     ),
