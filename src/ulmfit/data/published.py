@@ -1,7 +1,7 @@
 """The data sets of the paper as their authors or mirrors publish them, and how their files become rows.
 
-Addresses, sizes and SHA-256 are those that the Hugging Face `datasets` library recorded for them (version 2.5,
-`dataset_infos.json` of each data set); the counts of rows are the official ones.
+Addresses, sizes and SHA-256 are those that the Hugging Face `datasets` repository records for them
+(`dataset_infos.json` of each data set); the counts of rows are the official ones.
 """
 
 from __future__ import annotations
