@@ -53,7 +53,7 @@ def test_defaults() -> None:
     assert config.stage.classifier.method.unfreezing.mode == "gradual"
     assert config.stage.classifier.method.schedule.name == "stlr"
     assert config.stage.classifier.method.discriminative.factor == 2.6
-    assert config.stage.lm.optim.lr == 1.5e-2
+    assert config.stage.lm.optim.lr == 2e-2
     assert config.stage.classifier.optim.lr == 3e-2
 
 
