@@ -224,7 +224,7 @@ def test_fine_tune_unfreezes_one_group_more_each_epoch(data: ulmfit.TextData, lm
         (0.02, [0.02, 0.02, 0.02, 0.02]),
         (slice(1e-5, 1e-2), [1e-5, 1e-4, 1e-3, 1e-2]),
         (slice(0.01), [1e-3, 1e-3, 1e-3, 1e-2]),
-        (None, [0.01 / 2.6**3, 0.01 / 2.6**2, 0.01 / 2.6, 0.01]),
+        (None, [0.03 / 2.6**3, 0.03 / 2.6**2, 0.03 / 2.6, 0.03]),
     ],
 )
 def test_rates(data: ulmfit.TextData, lm: LanguageModelLearner, lr: Any, expected: list[float]) -> None:
