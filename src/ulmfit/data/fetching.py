@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import http.client
-import logging
 import shutil
 import time
 import urllib.error
@@ -17,7 +16,6 @@ from ulmfit.errors import DataError, UlmfitError
 from ulmfit.status_line import StatusLine
 from ulmfit.whole_file import sha256_of
 
-log = logging.getLogger("ulmfit")
 TIMEOUT = 30.0  # seconds without a byte after which a connection is taken for dead
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before a connection is tried again
 _CHUNK = 1 << 18
@@ -160,7 +158,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _no_room(folder: Path, error: OSError) -> UlmfitError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows knows no quota
         return UlmfitError(f"there is no room left in {folder}; make some and repeat the command to go on")
     return UlmfitError(f"{folder} cannot be written to ({error.strerror or error}); choose another with ULMFIT_DATA")
 
