@@ -32,6 +32,10 @@ class StatusLine:
         self._next, self._written = time.monotonic() + self._seconds, True
         print(f"\r{line:<78}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
 
+    def clear(self) -> None:
+        """Leave nothing of the line on a terminal."""
+        print(self.cleared(), end="", file=sys.stderr, flush=True)
+
     def cleared(self) -> str:
         """What to print before something else, so that nothing is left of the line."""
         return f"\r{'':<78}\r" if self._live and self._written else ""

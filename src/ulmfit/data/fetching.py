@@ -57,32 +57,35 @@ def fetch(remote: Remote, folder: Path) -> Path:
     """
     brought = folder / remote.name
     if brought.is_file():
-        if sha256_of(brought) != remote.sha256:
-            raise DataError(f"{brought} is not the file expected ({_differs(brought, remote)}); remove it")
+        if differs := _differs(brought, remote):
+            raise DataError(f"{brought} is not the file expected ({differs}); remove it")
         return brought
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{remote.name}.part"
     line, failures = StatusLine(log_seconds=30.0), 0
-    while (have := _length(part)) < remote.size:
-        _check_room(folder, remote.size - have)
-        try:
-            _receive(remote, part, have, line, brought)
-        except _BrokenOff as reason:
-            failures = 0 if _length(part) > have else failures + 1
-            if failures >= len(PAUSES):
-                raise UlmfitError(
-                    f"{remote.address} broke off after {_length(part) / 1e6:.1f} of {remote.size / 1e6:.1f} MB "
-                    f"({reason}); repeat the command to go on from there"
-                ) from None
-            time.sleep(PAUSES[failures])
-    print(end=line.cleared())
-    if have != remote.size or sha256_of(part) != remote.sha256:
-        raise _refused(remote, part, _differs(part, remote))
+    try:
+        while (have := _length(part)) < remote.size:
+            _check_room(folder, remote.size - have)
+            try:
+                _receive(remote, part, have, line)
+            except _BrokenOff as reason:
+                failures = 0 if _length(part) > have else failures + 1
+                if failures >= len(PAUSES):
+                    raise UlmfitError(
+                        f"{remote.address} broke off after {_length(part) / 1e6:.1f} of {remote.size / 1e6:.1f} MB "
+                        f"({reason}); repeat the command to go on from there"
+                    ) from None
+                time.sleep(PAUSES[failures])
+    finally:
+        line.clear()
+    if differs := _differs(part, remote):
+        raise _refused(remote, part, differs)
     return part
 
 
-def _receive(remote: Remote, part: Path, have: int, line: StatusLine, brought: Path) -> None:
+def _receive(remote: Remote, part: Path, have: int, line: StatusLine) -> None:
     """Appends to `part`, of which `have` bytes are there, what the server still has to send."""
+    brought = part.with_name(remote.name)
     request = urllib.request.Request(remote.address, headers={"User-Agent": "ulmfit"})
     if have:
         request.add_header("Range", f"bytes={have}-")
@@ -168,7 +171,9 @@ def _length(path: Path) -> int:
 
 
 def _differs(path: Path, remote: Remote) -> str:
+    """In what a file is not `remote`; empty if it is."""
     size = path.stat().st_size
     if size != remote.size:
         return f"{size:,} bytes in place of {remote.size:,}"
-    return f"SHA-256 {sha256_of(path)[:16]}... in place of {remote.sha256[:16]}..."
+    found = sha256_of(path)
+    return "" if found == remote.sha256 else f"SHA-256 {found[:16]}... in place of {remote.sha256[:16]}..."

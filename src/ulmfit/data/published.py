@@ -28,17 +28,9 @@ PublishedRow = tuple[str, str, str | None]  # split, text, label (None: unlabell
 _TREC = {"ABBR": "abbreviation", "DESC": "description", "ENTY": "entity", "HUM": "human", "LOC": "location"}
 _TREC |= {"NUM": "numeric"}
 _AG = ("World", "Sports", "Business", "Sci/Tech")
-_DBPEDIA: tuple[str, ...] = ("Company", "EducationalInstitution", "Artist", "Athlete", "OfficeHolder")
-_DBPEDIA += (
-    "MeanOfTransportation",
-    "Building",
-    "NaturalPlace",
-    "Village",
-    "Animal",
-    "Plant",
-    "Album",
-    "Film",
-    "WrittenWork",
+_DBPEDIA = (
+    *("Company", "EducationalInstitution", "Artist", "Athlete", "OfficeHolder", "MeanOfTransportation", "Building"),
+    *("NaturalPlace", "Village", "Animal", "Plant", "Album", "Film", "WrittenWork"),
 )
 
 

@@ -32,9 +32,10 @@ def run(config: DownloadConfig) -> dict[str, Any]:
         )
     folder = Path(dataset.path).expanduser()
     targets = {split: folder / _name(dataset, split) for split in published.rows}
+    written = {split: str(target) for split, target in targets.items()}
     if all(target.is_file() for target in targets.values()):
         print(f"{folder} holds {dataset.name} already")
-        return {split: str(target) for split, target in targets.items()}
+        return written
     with locked(folder / ".download.lock", "which downloads into it; wait for it or end it"):
         files: dict[str, Path] = {}
         for remote in published.files:
@@ -49,7 +50,7 @@ def run(config: DownloadConfig) -> dict[str, Any]:
     print(f"{folder} holds {dataset.name}: {counts}")
     print(f"terms: {published.terms}")
     print(f"next:  ulmfit train dataset={dataset.name}")
-    return {split: str(target) for split, target in targets.items()}
+    return written
 
 
 def _name(dataset: DatasetConfig, split: str) -> str:

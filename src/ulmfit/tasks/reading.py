@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from itertools import accumulate
@@ -32,7 +31,7 @@ class ReadingProgress:
     def __call__(self, done: int) -> None:
         """Report if it is time to."""
         if done >= self._total:
-            print(self._status.cleared(), end="", file=sys.stderr, flush=True)
+            self._status.clear()
         elif self._shown and done > 0 and self._status.due():
             share = self._characters[done] / self._characters[-1]
             left = (time.monotonic() - self._began) * (1 - share) / share
