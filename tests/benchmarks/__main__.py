@@ -172,7 +172,7 @@ class Measured:
     def failures(self) -> list[dict[str, str]]:
         """Which side failed and why."""
         return [
-            {"case": self.case.name, "title": f"{self.case.title}, {side}", "why": why}
+            {"case": self.case.name, "what": self.case.what, "title": f"{self.case.title}, {side}", "why": why}
             for side, why in self.failed.items()
         ]
 

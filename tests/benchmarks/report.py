@@ -30,7 +30,7 @@ def row(case: Case, way: Way, ours: Measured, theirs: Measured, peaks: Peaks, li
         peaks: memory in MB of our processes and of theirs.
     """
     title = f"{case.title}, {way.label}" if way.label else case.title
-    found: dict[str, Any] = {"case": case.name, "title": title, "unit": case.unit}
+    found: dict[str, Any] = {"case": case.name, "title": title, "what": case.what, "unit": case.unit}
     for side, runs, peak in (("ours", ours, peaks[0]), ("theirs", theirs, peaks[1])):
         if runs:
             memory = round(max(peak, *(one.get("memory_mb", 0.0) for one in runs)))
@@ -91,7 +91,7 @@ def kept(folder: Path, again: list[str], machine: dict[str, Any]) -> dict[str, A
     Returns: rows, failures and limits, and under "earlier" by which command, when and how long.
 
     Raises:
-        ValueError: it is of another machine.
+        ValueError: it is of another machine, or its cases are no longer what they were.
     """
     path = folder / "cpu.json"
     if not path.is_file():
@@ -100,6 +100,10 @@ def kept(folder: Path, again: list[str], machine: dict[str, Any]) -> dict[str, A
     if old["machine"] != machine:
         raise ValueError(f"{path} is of another machine, or of other versions; measure everything again")
     found = {name: [one for one in old[name] if one["case"] not in again] for name in ("rows", "failures")}
+    whats = {case.name: case.what for case in CASES}
+    for one in [*found["rows"], *found["failures"]]:
+        if whats.get(one["case"]) != one.get("what"):
+            raise ValueError(f"{path} has measured something else as {one['case']}; measure everything again")
     run = {name: old[name] for name in ("command", "date", "seconds")}
     return {**found, "limits": old["limits"], "earlier": [*old.get("earlier", []), run]}
 

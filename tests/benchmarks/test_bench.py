@@ -75,10 +75,14 @@ def test_a_side_that_fails_is_named_and_the_rest_kept(tmp_path: Path) -> None:
     assert updated["rows"][0] == content["rows"][0] and updated["failures"] == content["failures"]
     assert [row["case"] for row in updated["rows"]] == ["import", "help"] and updated["rows"][1] != content["rows"][1]
     assert page.count("make bench ARGS=") == 2
-    updated["machine"]["cpu"] = "another"
-    (tmp_path / "out" / "cpu.json").write_text(json.dumps(updated))
-    refused = bench(tmp_path / "out", *again)
-    assert refused.returncode == 1 and "another machine" in refused.stderr and "Traceback" not in refused.stderr
+    others = {**updated["rows"][0], "what": "something else"}, {**updated["rows"][0], "case": "gone"}
+    for changed, told in (
+        ({"machine": {**updated["machine"], "cpu": "another"}}, "another machine"),
+        *(({"rows": [other]}, f"something else as {other['case']}") for other in others),
+    ):
+        (tmp_path / "out" / "cpu.json").write_text(json.dumps({**updated, **changed}))
+        refused = bench(tmp_path / "out", *again)
+        assert refused.returncode == 1 and told in refused.stderr and "Traceback" not in refused.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
