@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
+
+DISK_FULL = ("No space left on device", "PytorchStreamWriter failed", "Disk quota exceeded")
 
 
 class UlmfitError(Exception):
@@ -70,3 +73,11 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     short = [name for name in islice(known, 10_000) if len(name) <= 200]
     close = difflib.get_close_matches(given, short, n=1, cutoff=0.6) if len(given) <= 200 else []
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an exception says that a disk is full; torch's writer says so in words of its own."""
+    numbers = (errno.ENOSPC, getattr(errno, "EDQUOT", None))  # Windows knows no quota
+    if isinstance(error, OSError) and error.errno is not None and error.errno in numbers:
+        return True
+    return any(sign in str(error) for sign in DISK_FULL)

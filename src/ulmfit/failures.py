@@ -9,10 +9,9 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 
-from ulmfit.errors import LostProcess, NotFinished, Stopped, UlmfitError
+from ulmfit.errors import LostProcess, NotFinished, Stopped, UlmfitError, disk_full
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-DISK_FULL = ("No space left on device", "PytorchStreamWriter failed", "Disk quota exceeded")
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 EXTRAS = {"pyarrow": "parquet", "datasets": "datasets", "tensorboard": "tensorboard", "wandb": "wandb"}
 
@@ -80,13 +79,6 @@ def _smaller(command: Sequence[str]) -> str:
     if stage == "classifier":
         return f"set a smaller {classifier} (with stage.classifier.optim.accumulate higher, the steps stay as large)"
     return f"set a smaller {language_model} in the language model, {classifier} in the classifier"
-
-
-def disk_full(error: BaseException) -> bool:
-    """Whether an exception says that a disk is full; torch's writer says so in words of its own."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(sign in str(error) for sign in DISK_FULL)
 
 
 def missing_package(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import http.client
 import shutil
 import time
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ulmfit.durations import clock
-from ulmfit.errors import DataError, UlmfitError
+from ulmfit.errors import DataError, UlmfitError, disk_full
 from ulmfit.status_line import StatusLine
 from ulmfit.whole_file import sha256_of
 
@@ -161,7 +160,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 def _no_room(folder: Path, error: OSError) -> UlmfitError:
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows knows no quota
+    if disk_full(error):
         return UlmfitError(f"there is no room left in {folder}; make some and repeat the command to go on")
     return UlmfitError(f"{folder} cannot be written to ({error.strerror or error}); choose another with ULMFIT_DATA")
 
