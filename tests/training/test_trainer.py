@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -99,6 +100,36 @@ def rigged(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(engine, "ClassifierModule", Rigged)
     return values
+
+
+def held() -> int:
+    """Bytes of the tensors that Python holds, waiting for the garbage collector or not."""
+    tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, nn.Parameter)]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def test_a_training_that_has_ended_holds_nothing_as_large_as_the_weights() -> None:
+    """Else trainings in one process, or the stages of a run, add up until the garbage collector comes by."""
+    config = replace(CONFIG, epochs=1)
+    model = new_text_classifier(AWDLSTM(Architecture(VOCABULARY, 64, 128, 2)), CLASSES, config)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    labels = [i % CLASSES for i in range(32)]
+
+    def train() -> None:
+        data = (cache(32, 1), labels, cache(9, 2), labels[:9])
+        engine.fit_classifier(model, *data, config, "forward", 0, TRAINER, LoggerConfig(csv=False), None)
+
+    train()
+    gc.collect()
+    before = held()
+    gc.disable()
+    try:
+        for _ in range(3):
+            train()
+            assert held() - before < weights / 2
+    finally:
+        gc.enable()
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 # ------------------------------------------------------------------------------------------------ weights to keep

@@ -114,6 +114,11 @@ def fit(
             if isinstance(end.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from end
             raise
+        finally:
+            # Trainer, module and callbacks refer to each other, so the garbage collector gets to them late.
+            for optimizer in trainer.optimizers:
+                optimizer.state.clear()
+            module.zero_grad(set_to_none=True)
         result = FitResult(steps=trainer.global_step, main=trainer.is_global_zero)
         result.earlier = 0.0 if recovery is None else recovery.earlier
         loss = trainer.callback_metrics.get("train_loss_epoch", module.resumed_loss)
@@ -127,6 +132,7 @@ def fit(
     result.metrics |= validated.metrics
     if validated.weights is not None:
         module.load_state_dict(validated.weights)
+        validated.weights = None
     return result
 
 
