@@ -11,7 +11,7 @@ from typing import Any
 
 LONGEST_DOCUMENT = 50_000_000  # characters: ten times a document of a million tokens
 SIDE_BY_SIDE = 256  # texts that prediction and validation read at once, if they are short
-TOKENS_AT_A_TIME = 64 * 70  # that they read at once; predictions in bfloat16 twice as many
+TOKENS_AT_A_TIME = 64 * 70  # that they read at once; see nn.reduced for predictions with fewer bits
 
 
 @dataclass

@@ -16,15 +16,15 @@ import torch.nn.functional as F
 
 from ulmfit.ahead import in_order
 from ulmfit.bundle import CLASSIFIER, Bundle, load_bundle
-from ulmfit.config import SIDE_BY_SIDE, TOKENS_AT_A_TIME
+from ulmfit.config import SIDE_BY_SIDE
 from ulmfit.data.cache import TokenCache
 from ulmfit.data.documents import DocumentBatch, DocumentBatches, batches_to_read
 from ulmfit.data.streams import LMStream
 from ulmfit.errors import BundleError, UsageError
+from ulmfit.nn import reduced
 from ulmfit.nn.awd_lstm import State, select_rows
 from ulmfit.nn.build import text_classifier_from
 from ulmfit.nn.models import LanguageModel, TextClassifier
-from ulmfit.nn.reduced import reduce_precision
 
 Probabilities = npt.NDArray[np.float32]
 _MOST_READERS = 4  # batches read at the same time; each takes memory
@@ -81,7 +81,7 @@ class Predictor:
             order = [bundle.info.labels.index(label) for label in self.classes]
             model = (text_classifier_from(bundle) if models is None else models[i]).to(self.device).eval()
             if models is None:
-                reduce_precision(model.encoder, precision)
+                reduced.reduce_precision(model.encoder, precision)
             self._members.append((bundle, model, order))
 
     def probabilities(
@@ -94,16 +94,15 @@ class Predictor:
         """(N, C) probabilities in the order of `texts` and `classes`. The result for a text depends on it alone.
 
         At most `batch_size` texts are read side by side, and memory is bounded by the `tokens_at_a_time` that are read
-        (None: 4,480, twice as many in bfloat16). The kernels lay weights out again each time, so short texts need many
-        rows.
+        (None: 4,480, twice as many in bfloat16, half in int8). The kernels lay weights out again each time, so short
+        texts need many rows.
         """
         texts = [_document(text) for text in texts]
         mean = np.zeros((len(texts), len(self.classes)), dtype=np.float64)
         done = 0
         for bundle, model, order in self._members:
             documents = TokenCache.from_texts(texts, bundle.tokenizer, threads=torch.get_num_threads())
-            size = model.encoder.embedding.weight.element_size()  # bytes a number
-            at_a_time = tokens_at_a_time or TOKENS_AT_A_TIME * 4 // size
+            at_a_time = tokens_at_a_time or reduced.tokens_at_a_time(model.encoder)
             batches = batches_to_read(documents, None, bundle.info.direction, model.bptt, batch_size, at_a_time)
             for index, values in self._read(model, batches):
                 mean[index] += values[:, order] / len(self._members)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ulmfit.errors import UsageError
 from ulmfit.nn import reduced
 from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
-from ulmfit.nn.reduced import Int8LSTM, cpu_multiplies_bfloat16, reduce_precision
+from ulmfit.nn.reduced import Int8LSTM, cpu_multiplies_bfloat16, reduce_precision, tokens_at_a_time
 
 needs_amx = pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="no bfloat16 units here")
 PRECISIONS = [pytest.param("bf16", marks=needs_amx), "int8"]
@@ -49,6 +49,13 @@ def test_bfloat16_result_of_a_row_does_not_depend_on_the_batch() -> None:
         together, _ = less(tokens())
         for row in range(len(together)):
             assert torch.allclose(less(tokens()[row : row + 1])[0][0].float(), together[row].float(), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"), [("32", 4480), pytest.param("bf16", 8960, marks=needs_amx), ("int8", 2240)]
+)
+def test_tokens_read_at_once(precision: str, expected: int) -> None:
+    assert tokens_at_a_time(encoders(precision)[1]) == expected
 
 
 def test_32_changes_nothing_and_auto_takes_what_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
