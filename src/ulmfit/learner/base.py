@@ -140,10 +140,7 @@ class Learner(ABC):
         with engine.own_randomness(), quiet_lightning():
             engine.seed_everything(self.config.seed)
             module, data = self._parts(self._stage)
-            try:
-                return find_lr(module, data, self._stage, self.config.trainer, start, end, steps)
-            finally:
-                self._forget_gradients()
+            return find_lr(module, data, self._stage, self.config.trainer, start, end, steps)
 
     # ------------------------------------------------------------------------------------------------ freezing
 
@@ -275,12 +272,8 @@ class Learner(ABC):
                 warnings.warn(f"{end}; the network has the weights of that moment", UserWarning, stacklevel=3)
             finally:  # also when it is interrupted: the network then has the weights of that moment
                 self.trained = True
-                self._forget_gradients()
                 self._record(plots.read_history(folder))
                 shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-
-    def _forget_gradients(self) -> None:
-        self.model.zero_grad(set_to_none=True)
 
     def _record(self, logged: plots.Series) -> None:
         for name, points in logged.items():

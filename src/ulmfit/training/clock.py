@@ -16,7 +16,7 @@ from ulmfit.data.cache import TokenCache
 from ulmfit.errors import UsageError
 from ulmfit.nn.models import LanguageModel
 from ulmfit.training.engine import language_model_parts, own_randomness
-from ulmfit.training.trainer import bare_trainer, quiet_lightning
+from ulmfit.training.trainer import bare_trainer, quiet_lightning, run_training
 
 _SHARE = 0.05  # of the time goes into measuring
 _LONGEST = 60.0  # seconds, at most
@@ -51,7 +51,7 @@ def plan(
                 f"stage.lm.minutes={minutes} needs one device, but {measured.world_size} would train; "
                 "set trainer.devices=1, or stage.lm.max_steps"
             )
-        measured.fit(module, datamodule=data)
+        run_training(measured, module, data)
         validation = _validation_seconds(module, data, trainer) if valid is not None else 0.0
     steps_per_epoch = math.ceil(len(data.train_dataloader()) / config.optim.accumulate)
     per_step = watch.seconds_per_batch * config.optim.accumulate

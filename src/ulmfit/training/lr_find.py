@@ -14,7 +14,7 @@ from ulmfit.config import FitConfig, TrainerConfig
 from ulmfit.errors import UsageError
 from ulmfit.training.base import UlmfitModule
 from ulmfit.training.callbacks import DiscriminativeLR, ScheduledLR
-from ulmfit.training.trainer import bare_trainer, quiet_lightning
+from ulmfit.training.trainer import bare_trainer, quiet_lightning, run_training
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +85,7 @@ def find_lr(
                 clip=config.optim.clip,
                 accumulate_grad_batches=config.optim.accumulate,
             )
-            trainer.fit(module, datamodule=data)
+            run_training(trainer, module, data)
     finally:
         module.load_state_dict(before)
     return LRFindResult(recorder.rates, recorder.losses, suggest(recorder.rates, recorder.losses))

@@ -109,16 +109,11 @@ def fit(
         fresh = callable(getattr(data, "train", None))  # documents are made anew each epoch
         trainer = make_trainer(config, trainer_config, logger_config, folder, module, title, extra, fresh)
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+            run_training(trainer, module, data, ckpt_path=resume, weights_only=True)
         except SystemExit as end:  # what Lightning makes of Ctrl-C
             if isinstance(end.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from end
             raise
-        finally:
-            # Trainer, module and callbacks refer to each other, so the garbage collector gets to them late.
-            for optimizer in trainer.optimizers:
-                optimizer.state.clear()
-            module.zero_grad(set_to_none=True)
         result = FitResult(steps=trainer.global_step, main=trainer.is_global_zero)
         result.earlier = 0.0 if recovery is None else recovery.earlier
         loss = trainer.callback_metrics.get("train_loss_epoch", module.resumed_loss)
@@ -134,6 +129,21 @@ def fit(
         module.load_state_dict(validated.weights)
         validated.weights = None
     return result
+
+
+def run_training(
+    trainer: lightning.Trainer, module: lightning.LightningModule, data: lightning.LightningDataModule, **options: Any
+) -> None:
+    """`trainer.fit`, which however it ends leaves neither optimiser state nor gradients.
+
+    Trainer, module and callbacks refer to each other, so the garbage collector would get to them late.
+    """
+    try:
+        trainer.fit(module, datamodule=data, **options)
+    finally:
+        for optimizer in trainer.optimizers:
+            optimizer.state.clear()
+        module.zero_grad(set_to_none=True)
 
 
 def make_trainer(
