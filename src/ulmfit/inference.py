@@ -79,7 +79,10 @@ class Predictor:
                     f"{', '.join(self.classes)}; members of an ensemble need the same labels"
                 )
             order = [bundle.info.labels.index(label) for label in self.classes]
-            model = (text_classifier_from(bundle) if models is None else models[i]).to(self.device).eval()
+            model = text_classifier_from(bundle) if models is None else models[i]
+            if models is None:
+                model.head.fold_norms()
+            model = model.to(self.device).eval()
             if models is None:
                 reduced.reduce_precision(model.encoder, precision)
             self._members.append((bundle, model, order))
@@ -94,8 +97,7 @@ class Predictor:
         """(N, C) probabilities in the order of `texts` and `classes`. The result for a text depends on it alone.
 
         At most `batch_size` texts are read side by side, and memory is bounded by the `tokens_at_a_time` that are read
-        (None: 4,480, twice as many in bfloat16, half in int8). The kernels lay weights out again each time, so short
-        texts need many rows.
+        (None: 4,480, twice as many in bfloat16, half in int8).
         """
         texts = [_document(text) for text in texts]
         mean = np.zeros((len(texts), len(self.classes)), dtype=np.float64)
@@ -137,7 +139,7 @@ class Predictor:
 
     def predict(self, texts: Sequence[str], batch_size: int = SIDE_BY_SIDE) -> list[Prediction]:
         """Labels and probabilities of many texts."""
-        return [self._prediction(row) for row in self.probabilities(texts, batch_size)]
+        return self._predictions(self.probabilities(texts, batch_size))
 
     def predict_one(self, text: str) -> Prediction:
         """Label and probabilities of one text, without the machinery of batches."""
@@ -150,11 +152,14 @@ class Predictor:
                 tokens = torch.tensor([[bundle.tokenizer.bos_id, *ids]], device=self.device)
                 lengths = torch.tensor([tokens.size(1)], device=self.device)
                 mean += model(tokens, lengths)[0].float().softmax(-1).cpu().numpy()[order] / len(self._members)
-        return self._prediction(mean)
+        return self._predictions(mean[None])[0]
 
-    def _prediction(self, row: npt.NDArray[np.floating]) -> Prediction:
-        best = int(row.argmax())
-        return Prediction(self.classes[best], float(row[best]), dict(zip(self.classes, map(float, row), strict=True)))
+    def _predictions(self, rows: npt.NDArray[np.floating]) -> list[Prediction]:
+        best, listed = rows.argmax(1).tolist(), rows.tolist()
+        return [
+            Prediction(self.classes[i], row[i], dict(zip(self.classes, row, strict=True)))
+            for i, row in zip(best, listed, strict=True)
+        ]
 
 
 def _document(text: str) -> str:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ulmfit.config import SIDE_BY_SIDE, TOKENS_AT_A_TIME
+from ulmfit.config import TOKENS_AT_A_TIME
 from ulmfit.data.loader import EpochLoader
 from ulmfit.errors import DataError
 
@@ -196,7 +196,7 @@ def batches_to_read(
     labels: Sequence[int] | None,
     direction: str,
     bptt: int,
-    batch_size: int = SIDE_BY_SIDE,
+    batch_size: int = 256,
     tokens_at_a_time: int = TOKENS_AT_A_TIME,
     rank: int = 0,
     world_size: int = 1,

@@ -54,7 +54,9 @@ class AWDLSTM(nn.Module):
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
     def rate(self, kind: str) -> float:
-        """Dropout rate of `kind` (input, hidden, output, embedding, weight) after scaling."""
+        """Dropout rate of `kind` (input, hidden, output, embedding, weight) after scaling; zero in eval mode."""
+        if not self.training:
+            return 0.0
         return min(float(getattr(self.dropout, kind)) * self.dropout.multiplier, 0.95)
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -83,8 +85,8 @@ class AWDLSTM(nn.Module):
             state = (state[0].to(x.dtype), state[1].to(x.dtype))
         rate = self.rate("weight")
         # Below the lowest layer that trains nothing is kept for a backward pass; torch would still keep the gates.
-        learns = x.requires_grad or any(parameter.requires_grad for parameter in rnn.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+        learns = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in rnn.parameters()))
+        with torch.set_grad_enabled(learns):
             if stepwise.is_worth_it(rnn, x) and not (self.training and rate > 0):
                 return stepwise.lstm(rnn, x, state)
             if self.training and rate > 0:
@@ -94,6 +96,11 @@ class AWDLSTM(nn.Module):
             else:
                 output, after = rnn(x, state)
             return output, after
+
+    @property
+    def cheap_calls(self) -> bool:
+        """Whether a call takes hardly longer than its steps: no layer lays out its weights in each of them."""
+        return not any(isinstance(rnn, nn.LSTM) for rnn in self.rnns)
 
     def layers(self) -> list[nn.Module]:
         """[embedding, rnn 0, ..., rnn N-1], lowest first."""

@@ -48,12 +48,16 @@ class ConcatPool:
         """Some of the documents."""
         return ConcatPool(self.last[rows], self.maximum[rows], self.total[rows], self.count[rows])
 
-    def add(self, hidden: Tensor, position: Tensor, lengths: Tensor, max_len: int) -> ConcatPool:
+    def add(self, hidden: Tensor, position: Tensor, lengths: Tensor, max_len: int, whole: bool = False) -> ConcatPool:
         """Pool a chunk: `hidden` (B, T, E) at `position` (T,) of documents of `lengths` (B,).
 
-        The last `max_len` steps of each document count, whatever else is in the batch.
+        The last `max_len` steps of each document count, whatever else is in the batch. With `whole`, the caller knows
+        that these are all steps of all documents, and no mask is made; the last one is right once a document ends.
         """
         hidden = hidden.float()
+        if whole:
+            maximum, total = torch.maximum(self.maximum, hidden.amax(1)), self.total + hidden.sum(1)
+            return ConcatPool(hidden[:, -1], maximum, total, self.count + hidden.size(1))
         inside = position < lengths[:, None]  # (B, T)
         kept = inside & (position >= lengths[:, None] - max_len)
         end = lengths - 1 - position[0]  # (B,) of the last step, counted in this chunk
@@ -89,14 +93,31 @@ class ClassifierHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, 3 * E) -> logits (B, C). A training batch of one document uses the running statistics."""
-        x = features.to(next(self.linears.parameters()).dtype)  # pooled in float32 whatever the weights
-        for i, (norm, linear) in enumerate(zip(self.norms, self.linears, strict=True)):
+        x = features.to(next(self.linears[0].parameters()).dtype)  # pooled in float32 whatever the weights
+        for i, linear in enumerate(self.linears):
             if i > 0:
                 x = F.relu(x)
-            x = _batch_norm(norm, x, self.across_processes)
-            x = F.dropout(x, self.dropout[i], self.training)
+            if self.norms:
+                x = _batch_norm(self.norms[i], x, self.across_processes)
+            if self.training:
+                x = F.dropout(x, self.dropout[i])
             x = linear(x)
         return x
+
+    @torch.no_grad()
+    def fold_norms(self) -> None:
+        """Make each batch norm part of the linear layer after it, in place and for good; no more training then.
+
+        Logits stay the same to rounding.
+        """
+        for norm, linear in zip(self.norms, self.linears, strict=True):
+            assert isinstance(norm, nn.BatchNorm1d) and isinstance(linear, nn.Linear)
+            assert norm.running_mean is not None and norm.running_var is not None
+            scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            weight, shift = linear.weight.double(), norm.bias.double() - norm.running_mean.double() * scale
+            linear.bias = nn.Parameter((weight @ shift).to(linear.weight.dtype))
+            linear.weight = nn.Parameter((weight * scale).to(linear.weight.dtype))
+        self.norms = nn.ModuleList()
 
 
 def _batch_norm(norm: nn.Module, x: Tensor, across_processes: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -130,21 +131,23 @@ class TextClassifier(nn.Module):
         A chunk that no document pools is read without an autograd graph: "gradients are back-propagated to the
         batches whose hidden states contributed to the final prediction" (Howard & Ruder 2018, section 3.3).
         """
-        lengths, order = lengths.sort(descending=True, stable=True)
-        tokens = tokens[order]
+        order: Tensor | None = None  # batches to predict come sorted
+        if any(before < after for before, after in pairwise(lengths.tolist())):
+            lengths, order = lengths.sort(descending=True, stable=True)
+            tokens = tokens[order]
         pool = ConcatPool.empty(tokens.size(0), self.encoder.architecture.embedding_dim, tokens)
         pooled = [(max(n - self.max_len, 0), n) for n in lengths.tolist()]  # steps [first, end) of each document
         finished: list[Tensor] = []  # features of documents that ended, shortest first
         ar = tar = torch.zeros((), device=tokens.device)  # sums over what `all_steps` and `all_pairs` count
         all_steps = all_pairs = 0
         state: State | None = None
-        for start in range(0, tokens.size(1), self.bptt):
+        for start, stop in self._chunks([end for _, end in pooled], tokens.size(1)):
             unread = max(1, sum(end > start for _, end in pooled))  # documents that go on
             if unread < len(pooled):
                 finished.append(pool[unread:].features())
                 pool, pooled, lengths = pool[:unread], pooled[:unread], lengths[:unread]
                 state = None if state is None else [(h[:, :unread], c[:, :unread]) for h, c in state]
-            chunk = tokens[:unread, start : start + self.bptt]  # (B, t)
+            chunk = tokens[:unread, start:stop]  # (B, t)
             position = torch.arange(start, start + chunk.size(1), device=tokens.device)
             inside = [min(end, start + chunk.size(1)) - max(first, start) for first, end in pooled]
             steps, pairs = sum(max(0, n) for n in inside), sum(max(0, n - 1) for n in inside)
@@ -153,15 +156,47 @@ class TextClassifier(nn.Module):
             state = detach(state)
             if steps == 0:
                 continue
-            pool = pool.add(hidden, position, lengths, self.max_len)
+            pool = pool.add(hidden, position, lengths, self.max_len, whole=steps == chunk.numel())
             all_steps, all_pairs = all_steps + steps, all_pairs + pairs
             if self.training and (ar_alpha > 0 or tar_beta > 0):
                 mask = (position < lengths[:, None]) & (position >= lengths[:, None] - self.max_len)
                 ar = ar + steps * activation_regularisation(hidden, hidden, ar_alpha, 0.0, mask)
                 tar = tar + pairs * activation_regularisation(hidden, hidden, 0.0, tar_beta, mask)
-        features = torch.cat([pool.features(), *reversed(finished)])[order.argsort()]
+        features = torch.cat([pool.features(), *reversed(finished)])
+        features = features if order is None else features[order.argsort()]
         return features, Penalty(ar / max(all_steps, 1), tar / max(all_pairs, 1), all_steps, all_pairs)
+
+    def _chunks(self, ends: list[int], steps: int) -> list[tuple[int, int]]:
+        """[first, end) of the steps to read at a time, for documents that end at `ends`, the last first."""
+        if not self.training and self.encoder.cheap_calls:
+            return chunks_with_little_padding(ends, self.bptt)
+        return [(start, start + self.bptt) for start in range(0, steps, self.bptt)]
 
     def layer_groups(self) -> list[nn.Module]:
         """[embedding, rnn 0, ..., rnn N-1, head], lowest first."""
         return [*self.encoder.layers(), self.head]
+
+
+def chunks_with_little_padding(
+    ends: list[int], most: int, share: float = 1 / 16, call: int = 64
+) -> list[tuple[int, int]]:
+    """Cut the steps of documents that end at `ends`, the last first, so that those that ended are soon left out.
+
+    Args:
+        most: steps of a chunk.
+        share: of a chunk that may be padding.
+        call: tokens that are read in the time that one more chunk costs; so many may be padding, too.
+    """
+    chunks: list[tuple[int, int]] = []
+    start, unread = 0, len(ends)
+    while start < ends[0]:
+        stop, padding, limit = start, 0, min(start + most, ends[0])
+        for ended, end in enumerate(reversed(ends[:unread])):
+            end = min(end, limit)
+            padding += ended * (end - stop)
+            if padding > max(call, share * unread * (end - start)):
+                break
+            stop = end
+        chunks.append((start, stop))
+        start, unread = stop, sum(end > stop for end in ends[:unread])
+    return chunks

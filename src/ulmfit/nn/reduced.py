@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ulmfit.config import TOKENS_AT_A_TIME
 from ulmfit.errors import UsageError, did_you_mean
 from ulmfit.nn.awd_lstm import AWDLSTM
+from ulmfit.nn.packed import pack_weights
 
 PRECISIONS = ("32", "auto", "bf16", "int8")
 _FEW_ROWS = 4  # up to so many, reading weights is what takes time
@@ -44,6 +45,7 @@ def reduce_precision(encoder: AWDLSTM, precision: str) -> None:
         if device.type != "cpu":
             raise UsageError(f"precision=int8 works on the CPU, not on {device}; use precision=bf16 or 32 there")
         encoder.rnns = nn.ModuleList(Int8LSTM(rnn) for rnn in encoder.rnns if isinstance(rnn, nn.LSTM))
+    pack_weights(encoder)
 
 
 def tokens_at_a_time(encoder: AWDLSTM) -> int:

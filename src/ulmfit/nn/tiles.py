@@ -19,7 +19,7 @@ def tiled_rows(rows: int) -> int:
 
 def missing_rows(rows: int, dtype: torch.dtype, device: torch.device) -> int:
     """How many rows to add to a batch of LSTMs with weights of `dtype`; only where bfloat16 is multiplied on a CPU."""
-    if device.type != "cpu" or torch.compiler.is_compiling():
+    if rows <= _FEW or device.type != "cpu" or torch.compiler.is_compiling():
         return 0
     reduced = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
     return tiled_rows(rows) - rows if reduced == torch.bfloat16 else 0
