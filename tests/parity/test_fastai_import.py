@@ -141,7 +141,10 @@ def test_language_model_save(lm_learner, with_opt):
     weights = read_fastai_checkpoint(path)
     assert weights.head is None
     assert_language_model(weights, lm_learner)
-    assert set(torch.serialization.get_safe_globals()) == set(before)
+    added = set(torch.serialization.get_safe_globals()) - set(
+        before
+    )  # torch adds its own when a part is first imported
+    assert not [name for name in map(str, added) if "torch" not in name]
 
 
 def test_language_model_save_encoder(lm_learner, tmp_path):

@@ -156,7 +156,10 @@ class TextClassifier(nn.Module):
             state = detach(state)
             if steps == 0:
                 continue
-            pool = pool.add(hidden, position, lengths, self.max_len, whole=steps == chunk.numel())
+            whole = (
+                steps == chunk.numel() and not torch.is_grad_enabled()
+            )  # with masks gradients add up in another order
+            pool = pool.add(hidden, position, lengths, self.max_len, whole)
             all_steps, all_pairs = all_steps + steps, all_pairs + pairs
             if self.training and (ar_alpha > 0 or tar_beta > 0):
                 mask = (position < lengths[:, None]) & (position >= lengths[:, None] - self.max_len)

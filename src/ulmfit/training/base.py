@@ -105,6 +105,8 @@ class UlmfitModule(lightning.LightningModule):
         self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False, batch_size=1)
         self.train_loss.update(loss.detach() * size, size)
         self.log("train_loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=1)
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return  # the rates would be dropped, after Lightning has spent a millisecond on them
         groups = self.trainer.optimizers[0].param_groups
         training = [g for g in groups if any(p.requires_grad for p in g["params"])]  # a frozen group has no rate
         rates = {f"lr_{g['group']}": float(g["lr"]) for g in training}
