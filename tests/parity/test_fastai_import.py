@@ -141,9 +141,7 @@ def test_language_model_save(lm_learner, with_opt):
     weights = read_fastai_checkpoint(path)
     assert weights.head is None
     assert_language_model(weights, lm_learner)
-    added = set(torch.serialization.get_safe_globals()) - set(
-        before
-    )  # torch adds its own when a part is first imported
+    added = set(torch.serialization.get_safe_globals()) - set(before)  # torch adds its own as it imports its parts
     assert not [name for name in map(str, added) if "torch" not in name]
 
 

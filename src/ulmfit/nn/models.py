@@ -156,9 +156,8 @@ class TextClassifier(nn.Module):
             state = detach(state)
             if steps == 0:
                 continue
-            whole = (
-                steps == chunk.numel() and not torch.is_grad_enabled()
-            )  # with masks gradients add up in another order
+            # (Without masks gradients would add up in another order: other last digits.)
+            whole = steps == chunk.numel() and not torch.is_grad_enabled()
             pool = pool.add(hidden, position, lengths, self.max_len, whole)
             all_steps, all_pairs = all_steps + steps, all_pairs + pairs
             if self.training and (ar_alpha > 0 or tar_beta > 0):
