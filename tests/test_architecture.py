@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 CONFIGURATION = {"conf_files", "failures", "arguments", "help_text", "composition_errors", "hydra_config"}
 LAYERS = [
     {"errors", "config", "schema", "validation", "durations", "status_line", "ahead"}
-    | {"whole_file", "locks", "interruption", "ranks"},
+    | {"whole_file", "locks", "interruption", "ranks", "memory"},
     {"text", "pickled_data", "shards"},
     {"bundle"},
     {"nn", "optim"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,26 @@ def test_a_training_that_has_ended_holds_nothing_as_large_as_the_weights() -> No
     finally:
         gc.enable()
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_language_models_training_gives_its_memory_back(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def fit(*given: Any) -> FitResult:
+        order.append("fit")
+        if fails:
+            raise UlmfitError("not a number")
+        return FitResult(steps=7)
+
+    monkeypatch.setattr(engine, "fit", fit)
+    monkeypatch.setattr(engine.memory, "give_back", lambda: order.append("give back"))
+    model = LanguageModel(AWDLSTM(Architecture(VOCABULARY, 6, 8, 2)))
+    with pytest.raises(UlmfitError) if fails else nullcontext():
+        engine.fit_language_model(
+            model, cache(32, 1), None, LMConfig(), "forward", 0, TRAINER, LoggerConfig(csv=False), None
+        )
+    assert order == ["fit", "give back"]
 
 
 # ------------------------------------------------------------------------------------------------ weights to keep

@@ -13,7 +13,7 @@ import lightning
 import numpy as np
 import torch
 
-from ulmfit import __version__
+from ulmfit import __version__, memory
 from ulmfit.bundle import CLASSIFIER, LANGUAGE_MODEL, Bundle, BundleInfo
 from ulmfit.config import ClassifierConfig, LMConfig, LoggerConfig, ModelConfig, TrainerConfig
 from ulmfit.data.cache import TokenCache
@@ -98,7 +98,10 @@ def fit_language_model(
     """Train `model` in place; see `fit`. The outcome depends on `seed`, not on random numbers drawn before."""
     module, data = language_model_parts(model, train, valid, config, direction, seed)
     seed_everything(seed)
-    return fit(module, data, config, trainer, logger, folder, ("valid_loss", "min"), title, callbacks)
+    try:
+        return fit(module, data, config, trainer, logger, folder, ("valid_loss", "min"), title, callbacks)
+    finally:
+        memory.give_back()  # a classifier often follows in the same process
 
 
 def classifier_parts(
