@@ -164,7 +164,7 @@ class LMConfig(FitConfig):
     random_bptt: bool = True  # N(bptt, 5), 5 % of the time N(bptt/2, 5)
     direction: str | None = None  # None: the bundle's, or forward
     vocabulary: str = "keep"  # keep: the bundle's tokenizer | train: a new one on this text, embeddings transferred
-    tokens_per_chunk: int = 1024  # rows of the softmax computed at a time
+    tokens_per_chunk: int | None = None  # rows of the softmax computed at a time; None: 1,024, on a GPU 8,192
     minutes: float | None = None  # train about so long: speed is measured, then max_steps set to the steps that fit
 
 
@@ -199,6 +199,7 @@ class TrainerConfig:
     deterministic: bool = False
     enable_progress_bar: bool = True
     threads: int | None = None  # CPU threads; None leaves torch's choice
+    cuda_graphs: bool = True  # on one NVIDIA GPU, a language model's steps are recorded once and replayed
     checkpoint_minutes: float = 5.0
     timeout_minutes: float = 30.0  # several processes: one that does not answer for so long is taken for lost
 

@@ -123,7 +123,7 @@ class Predictor:
 
         def read(batch: DocumentBatch) -> tuple[npt.NDArray[np.int64], Probabilities]:
             with torch.inference_mode():
-                logits = model(batch.tokens.to(self.device), batch.lengths.to(self.device))
+                logits = model(batch.tokens.to(self.device), batch.lengths)
                 return batch.index.numpy(), logits.float().softmax(-1).cpu().numpy()
 
         threads = torch.get_num_threads()
@@ -150,7 +150,7 @@ class Predictor:
                 if bundle.info.direction == "backward":
                     ids.reverse()
                 tokens = torch.tensor([[bundle.tokenizer.bos_id, *ids]], device=self.device)
-                lengths = torch.tensor([tokens.size(1)], device=self.device)
+                lengths = torch.tensor([tokens.size(1)])
                 mean += model(tokens, lengths)[0].float().softmax(-1).cpu().numpy()[order] / len(self._members)
         return self._predictions(mean[None])[0]
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,20 @@ import limits
 import material
 import report
 import scale
-from cases import CASES, NAMES, Case
+from cases import CASES, GPU_CASES, GPU_NAMES, NAMES, Case
 from processes import Failed, Worker
 
 
 def main(words: list[str]) -> int:
     options = _options(words)
-    known = [*NAMES, *scale.NAMES]
-    groups = {"": NAMES, "scale": scale.NAMES}
+    known = [*NAMES, *scale.NAMES, *GPU_NAMES]
+    groups = {"": NAMES, "scale": scale.NAMES, "gpu": GPU_NAMES}
     chosen = groups.get(options.cases) or options.cases.split(",")
     unknown = [name for name in chosen if name not in known]
     if unknown:
-        print(f"bench: no case is called {', '.join(unknown)}; expected scale or {', '.join(known)}", file=sys.stderr)
+        print(
+            f"bench: no case is called {', '.join(unknown)}; expected scale, gpu or {', '.join(known)}", file=sys.stderr
+        )
         return 2
     if options.update and any(name in scale.NAMES for name in chosen):
         print("bench: --update is for the cases against fastai; measure scale whole", file=sys.stderr)
@@ -46,8 +49,9 @@ def main(words: list[str]) -> int:
             print(f"bench: {error}", file=sys.stderr)
             return 2
         failures = 0
-        if any(case.name in chosen for case in CASES):
-            failures += compare([case for case in CASES if case.name in chosen], folder, out, options)
+        for device, cases in (("cpu", CASES), ("gpu", GPU_CASES)):
+            if any(case.name in chosen for case in cases):
+                failures += compare([case for case in cases if case.name in chosen], folder, out, options, device)
         if any(name in chosen for name in scale.NAMES):
             failures += scale.run([name for name in scale.NAMES if name in chosen], folder, out, options)
     print(f"written to {out}", file=sys.stderr)
@@ -56,9 +60,13 @@ def main(words: list[str]) -> int:
 
 def _options(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="bench", description=__doc__, epilog=f"cases: {', '.join(NAMES)}; scale: {', '.join(scale.NAMES)}"
+        prog="bench",
+        description=__doc__,
+        epilog=f"cases: {', '.join(NAMES)}; scale: {', '.join(scale.NAMES)}; gpu: {', '.join(GPU_NAMES)}",
     )
-    parser.add_argument("--cases", default="", help="names, with commas between, or scale; default: all against fastai")
+    parser.add_argument(
+        "--cases", default="", help="names, with commas between, or scale, or gpu; default: all on the CPU"
+    )
     parser.add_argument("--repeats", type=int, help="runs of each side; default: 5, and 1 or 2 where one takes minutes")
     parser.add_argument("--threads", type=int, default=2, help="of either side (2)")
     parser.add_argument(
@@ -71,8 +79,8 @@ def _options(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def compare(chosen: list[Case], folder: Path, out: Path, options: argparse.Namespace) -> int:
-    """Run cases and write cpu.json and cpu.md; returns how many failed, wholly or in part."""
+def compare(chosen: list[Case], folder: Path, out: Path, options: argparse.Namespace, device: str) -> int:
+    """Run cases and write DEVICE.json and DEVICE.md; returns how many failed, wholly or in part."""
     started = time.monotonic()
     content: dict[str, Any] = {
         "command": report.command(),
@@ -80,14 +88,15 @@ def compare(chosen: list[Case], folder: Path, out: Path, options: argparse.Names
         "seconds": 0.0,
         "tiny": options.tiny,
         "repeats": options.repeats or 5,
-        "machine": limits.machine(options.threads),
+        "device": device,
+        "machine": limits.machine(options.threads, device),
         "limits": {},
         "rows": [],
         "failures": [],
     }
     measured: list[Measured] = []
     try:
-        kept = report.kept(out, [case.name for case in chosen], content["machine"]) if options.update else {}
+        kept = report.kept(out, [case.name for case in chosen], content) if options.update else {}
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -107,12 +116,14 @@ def compare(chosen: list[Case], folder: Path, out: Path, options: argparse.Names
         _say(f"  ({time.monotonic() - before:.0f} s)")
     if not options.tiny:
         _limits(content, folder, options)
+    if device == "gpu":
+        _profile(content, folder, options)
     _write(content, measured, started, out, kept)
     return sum(len(found.failures()) for found in measured)
 
 
 def _settings(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    return {"threads": options.threads, **case.settings, **(case.tiny if options.tiny else {})}
+    return {"threads": options.threads, "device": case.device, **case.settings, **(case.tiny if options.tiny else {})}
 
 
 class Measured:
@@ -135,14 +146,17 @@ class Measured:
             if self.settings.get("shape") == "full" and not (folder / "full").exists():
                 with Worker("ours", "make_full", folder, self.settings):
                     pass
-            for side in self.sides:
-                more = {} if side == "fastai" else self.ways[side].settings
-                module = "theirs" if side == "fastai" else "ours"
-                self._try(side, lambda s=side, m=module, x=more: self._start(workers, s, m, folder, x))
+            # Side by side where nothing is measured of the processor that they share.
+            with ThreadPoolExecutor(len(self.sides) if self.case.device == "gpu" else 1) as pool:
+                for side in self.sides:
+                    more = {} if side == "fastai" else self.ways[side].settings
+                    module = "theirs" if side == "fastai" else "ours"
+                    pool.submit(self._try, side, lambda s=side, m=module, x=more: self._start(workers, s, m, folder, x))
             for _ in range(repeats):
                 for side in [side for side in self.sides if side not in self.failed]:
                     self._try(side, lambda s=side: self.runs[s].append(workers[s].measure()))
-            self.peaks = {side: worker.memory_mb for side, worker in workers.items()}
+            if self.case.device == "cpu":
+                self.peaks = {side: worker.memory_mb for side, worker in workers.items()}
         except Failed as error:
             self.failed = dict.fromkeys(self.sides, str(error))
         finally:
@@ -163,7 +177,12 @@ class Measured:
         theirs = [] if "fastai" in self.failed else self.runs.get("fastai", [])
         return [
             report.row(
-                self.case, way, self.runs[side], theirs, (self.peaks[side], self.peaks.get("fastai", 0.0)), limits
+                self.case,
+                way,
+                self.runs[side],
+                theirs,
+                (self.peaks.get(side, 0.0), self.peaks.get("fastai", 0.0)),
+                limits,
             )
             for side, way in self.ways.items()
             if side not in self.failed
@@ -180,19 +199,32 @@ class Measured:
 def _write(content: dict[str, Any], measured: list[Measured], started: float, out: Path, kept: dict[str, Any]) -> None:
     content["seconds"] = time.monotonic() - started
     rows = [*kept.get("rows", []), *(row for found in measured for row in found.rows(content["limits"]))]
-    content["rows"] = sorted(rows, key=lambda row: NAMES.index(row["case"]))
+    content["rows"] = sorted(rows, key=lambda row: [*NAMES, *GPU_NAMES].index(row["case"]))
     content["failures"] = [*kept.get("failures", []), *(failure for found in measured for failure in found.failures())]
-    report.write(out, "cpu", content, report.markdown(content))
+    report.write(out, content["device"], content, report.markdown(content))
 
 
 def _limits(content: dict[str, Any], folder: Path, options: argparse.Namespace) -> None:
     """The best found so far."""
+    settings = {"threads": options.threads, "device": content["device"], "tiny": options.tiny}
     try:
-        with Worker("limits", "measure", folder, {"threads": options.threads, "tiny": options.tiny}) as worker:
+        with Worker("limits", "measure", folder, settings) as worker:
             for name, value in worker.measure().items():
                 content["limits"][name] = max(value, content["limits"].get(name, 0.0))
     except Failed as error:
         _say(f"the machine's limit was not measured: {error}")
+
+
+def _profile(content: dict[str, Any], folder: Path, options: argparse.Namespace) -> None:
+    """What the GPU does in a step of the first case."""
+    case = GPU_CASES[0]
+    try:
+        with Worker(
+            "ours", "profile", folder, {**_settings(case, options), **case.ways[0].settings, "steps": 60}
+        ) as one:
+            content["profile"] = one.measure()
+    except Failed as error:
+        _say(f"no profile was made: {error}")
 
 
 def _tell(row: dict[str, Any]) -> None:

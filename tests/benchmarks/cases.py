@@ -38,6 +38,7 @@ class Case:
         tiny: settings for a trial, over `settings`.
         repeats: where it is not the command's.
         alone: fastai has no such thing.
+        device: "cpu" or "gpu"; on a GPU it is the card's memory that is compared.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Case:
     scale: float = 1.0
     repeats: int | None = None
     alone: bool = False
+    device: str = "cpu"
 
 
 FP32, AUTO = {"precision": "32-true"}, {"precision": "auto"}
@@ -189,3 +191,42 @@ CASES = [
     ),
 ]
 NAMES = [case.name for case in CASES]
+
+
+def _gpu_lm(name: str, rows: int, steps: int, mixed: bool, ways: tuple[Way, ...]) -> Case:
+    side = "mixed precision, to_fp16()" if mixed else "fp32, its default"
+    return Case(
+        f"gpu_lm_{name}",
+        f"LM training, {FULL}, {rows} rows, fastai in {side}",
+        "lm_step",
+        f"{steps} steps of {rows} x 70 tokens by the learners' fit_one_cycle, all layers, the same weights and tokens; "
+        f"fastai in {side}, its batches made beforehand and the same in each run (either side's fp32 has cuDNN multiply in TF32, as torch does "
+        "unless told otherwise)",
+        "tokens/s",
+        ways,
+        {"shape": "full", "steps": steps, "batch_size": rows, "bptt": 70, "mixed": mixed},
+        {"steps": 8, "batch_size": 8, "bptt": 20, "shape": "small"},
+        device="gpu",
+    )
+
+
+_BF16 = Way("bf16, the default", AUTO, 3, share="square bf16")
+GPU_CASES = [
+    _gpu_lm("fp32", 64, 400, False, (_BF16, Way("fp32", FP32, share="square tf32"))),
+    _gpu_lm("mixed", 64, 200, True, (_BF16,)),
+    _gpu_lm("wide", 256, 100, True, (_BF16,)),
+    Case(
+        "gpu_single_kernels",
+        f"LM training, {FULL}, 64 rows, bf16 without CUDA graphs",
+        "lm_step",
+        "as above, each kernel started by itself",
+        "tokens/s",
+        (Way(settings={**AUTO, "cuda_graphs": False}, share="square bf16"),),
+        {"shape": "full", "steps": 200, "batch_size": 64, "bptt": 70},
+        {"steps": 8, "batch_size": 8, "bptt": 20, "shape": "small"},
+        repeats=2,
+        alone=True,
+        device="gpu",
+    ),
+]
+GPU_NAMES = [case.name for case in GPU_CASES]

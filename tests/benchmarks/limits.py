@@ -27,10 +27,15 @@ PRODUCTS = {
 
 
 def measure(folder: Path, settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """Best of several memory layouts: GFLOP/s by "NAME fp32" and "NAME bf16"; "memory copy" in GB/s; "SentencePiece",
-    alone on text that our rules have been applied to, in MB/s.
+    """What the processor, or with `device` the GPU, can do.
+
+    Best of several memory layouts: GFLOP/s by "NAME fp32" and "NAME bf16"; "memory copy" in GB/s; "SentencePiece",
+    alone on text that our rules have been applied to, in MB/s. On a GPU also "NAME tf32", and no text.
     """
     import torch
+
+    if settings["device"] == "gpu":
+        return lambda: _gpu(settings["tiny"])
 
     from ulmfit.text.tokenizer import Tokenizer
 
@@ -65,6 +70,40 @@ def measure(folder: Path, settings: dict[str, Any]) -> Callable[[], dict[str, An
     return run
 
 
+def _gpu(tiny: bool) -> dict[str, Any]:
+    import torch
+
+    found = {}
+    for kind, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
+        torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
+        for name, (m, k, n) in PRODUCTS.items():
+            m, k, n = (2 * m, 2 * k, 2 * n) if name == "square" else (m, k, n)
+            left, right = torch.randn(m, k, device="cuda").to(dtype), torch.randn(k, n, device="cuda").to(dtype)
+            weight = right.t().contiguous()
+            each = min(_gpu_seconds(lambda: torch.mm(left, right)), _gpu_seconds(lambda: torch.mm(left, weight.t())))  # noqa: B023
+            found[f"{name} {kind}"] = round(2 * m * k * n / each / 1e9, 1)
+    source = torch.zeros(2**30 // 4, device="cuda")
+    target = torch.empty_like(source)
+    found["memory copy"] = round(2 * source.nbytes / _gpu_seconds(lambda: target.copy_(source)) / 1e9, 1)
+    return found
+
+
+def _gpu_seconds(call: Callable[[], object], times: int = 20) -> float:
+    """The shortest of a few rounds, per call."""
+    import torch
+
+    best = float("inf")
+    for _ in range(4):  # the first warms up
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(times):
+            call()
+        end.record()
+        end.synchronize()
+        best = min(best, begin.elapsed_time(end) / 1000 / times)
+    return best
+
+
 def _best(call: Callable[[], object], seconds: float) -> float:
     """The shortest time of a call, in some seconds of calls."""
     call()
@@ -76,7 +115,7 @@ def _best(call: Callable[[], object], seconds: float) -> float:
     return best
 
 
-def machine(threads: int) -> dict[str, Any]:
+def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
     """Processor, memory and versions."""
     model, flags = platform.processor() or platform.machine(), set()
     cpus = Path("/proc/cpuinfo")
@@ -92,7 +131,15 @@ def machine(threads: int) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else 0.0
+    card = {}
+    if device == "gpu":
+        import torch
+
+        if torch.cuda.is_available():
+            seen = torch.cuda.get_device_properties(0)
+            card = {"gpu": f"{seen.name}, {seen.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}"}
     return {
+        **card,
         "cpu": model,
         "instructions": [flag for flag in known if flag in flags],
         "cores": os.cpu_count(),

@@ -91,7 +91,7 @@ def make_full(folder: Path, settings: Settings) -> Measure:
     import ulmfit
 
     texts = material.articles(folder, 4_000_000)
-    words = ["tokenizer.vocab_size=15000", "trainer.accelerator=cpu"]
+    words = ["tokenizer.vocab_size=15000", "tokenizer.sample_chars=2000000", "trainer.accelerator=cpu"]
     learner = ulmfit.language_model_learner(
         ulmfit.TextData.from_lists(texts), init="scratch", model="awd_lstm_base", config=words, progress=False
     )
@@ -106,13 +106,24 @@ def bundle_of(folder: Path, settings: Settings) -> Path:
 
 def _words(settings: Settings) -> list[str]:
     return [
-        "trainer.accelerator=cpu",
+        f"trainer.accelerator={settings['device']}",
         f"trainer.precision={settings['precision']}",
         f"trainer.threads={settings['threads']}",
+        f"trainer.cuda_graphs={settings.get('cuda_graphs', True)}",
     ]
 
 
-def lm_step(folder: Path, settings: Settings) -> Measure:
+def stop_clock(started: float, settings: Settings) -> dict[str, Any]:
+    """Seconds since `started`, once all work is done, and on a GPU the most memory that torch has taken of it."""
+    if settings["device"] == "cpu":
+        return {"seconds": time.perf_counter() - started}
+    import torch
+
+    torch.cuda.synchronize()
+    return {"seconds": time.perf_counter() - started, "memory_mb": torch.cuda.max_memory_reserved() / 1e6}
+
+
+def _lm_learner(folder: Path, settings: Settings) -> Any:
     import ulmfit
 
     rows, bptt, steps = settings["batch_size"], settings["bptt"], settings["steps"]
@@ -129,19 +140,67 @@ def lm_step(folder: Path, settings: Settings) -> Measure:
         max_steps=steps,
     )
     learner.unfreeze()
+    return learner
+
+
+def lm_step(folder: Path, settings: Settings) -> Measure:
+    learner = _lm_learner(folder, settings)
 
     def measure() -> dict[str, Any]:
         started = time.perf_counter()
         learner.fit_one_cycle(1, 1e-3)
-        seconds = time.perf_counter() - started
         return {
-            "seconds": seconds,
-            "work": rows * bptt * steps,
+            **stop_clock(started, settings),
+            "work": settings["batch_size"] * settings["bptt"] * settings["steps"],
             "flop": training_flop(learner.model.encoder.architecture, decoder=True),
             "loss": round(learner.history["train_loss_step"][-1][1], 3),
         }
 
     measure()
+    return measure
+
+
+def profile(folder: Path, settings: Settings) -> Measure:
+    """Not a case: what the GPU does in a language model's step, kernel by kernel, after CUDA graphs are made."""
+    import torch
+    from lightning import Callback
+    from torch.profiler import ProfilerActivity
+
+    steps, warm = settings["steps"], settings["steps"] // 2
+    learner = _lm_learner(folder, settings)
+    profiler = torch.profiler.profile(activities=[ProfilerActivity.CUDA])
+    clock = {"began": 0.0, "ended": 0.0}
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == warm:
+                torch.cuda.synchronize()
+                profiler.start()
+                clock["began"] = time.perf_counter()
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == steps - 1:
+                torch.cuda.synchronize()
+                clock["ended"] = time.perf_counter()
+                profiler.stop()
+
+    def measure() -> dict[str, Any]:
+        from ulmfit.training import engine
+
+        module, data = learner._parts(learner.config.stage.lm)
+        engine.fit(
+            module, data, learner.config.stage.lm, learner.config.trainer, learner.config.logger, None,
+            ("valid_loss", "min"), "profile", [Watch()],
+        )  # fmt: skip
+        count = steps - warm
+        kernels: dict[str, list[float]] = {}
+        for event in profiler.events():
+            took = kernels.setdefault(event.name, [0.0, 0])
+            took[0] += event.device_time_total / count
+            took[1] += 1 / count
+        listed = sorted(((us, calls, name) for name, (us, calls) in kernels.items() if us > 0), reverse=True)
+        return {"step_us": 1e6 * (clock["ended"] - clock["began"]) / count, "kernels": listed}
+
     return measure
 
 
@@ -179,9 +238,9 @@ def classifier_epoch(folder: Path, settings: Settings) -> Measure:
     def measure() -> dict[str, Any]:
         started = time.perf_counter()
         learner.fit_one_cycle(1, 2e-3)
-        seconds = time.perf_counter() - started
+        clock = stop_clock(started, settings)
         accuracy = learner.metrics.get("valid_accuracy", 0.0)
-        return {"seconds": seconds, "work": len(texts), "accuracy": round(accuracy, 3), "flop": flop}
+        return {**clock, "work": len(texts), "accuracy": round(accuracy, 3), "flop": flop}
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing has been trained yet

@@ -39,6 +39,8 @@ class Worker:
     ) -> None:
         threads = str(settings["threads"])
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if settings.get("device") != "gpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""  # fastai would take it
         command = [sys.executable, str(HERE / f"{script}.py"), side, task, str(folder), json.dumps(settings)]
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # open while it runs
         self._process = subprocess.Popen(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cases import CASES, Case, Way
+from cases import CASES, GPU_CASES, Case, Way
 
 from ulmfit.whole_file import whole_file
 
@@ -85,7 +85,7 @@ def command() -> str:
     return f"make bench ARGS='{words}'" if words else "make bench"
 
 
-def kept(folder: Path, again: list[str], machine: dict[str, Any]) -> dict[str, Any]:
+def kept(folder: Path, again: list[str], content: dict[str, Any]) -> dict[str, Any]:
     """What stays of the report in `folder` when the cases `again` are measured again; empty if there is none.
 
     Returns: rows, failures and limits, and under "earlier" by which command, when and how long.
@@ -93,14 +93,14 @@ def kept(folder: Path, again: list[str], machine: dict[str, Any]) -> dict[str, A
     Raises:
         ValueError: it is of another machine, or its cases are no longer what they were.
     """
-    path = folder / "cpu.json"
+    path = folder / f"{content['device']}.json"
     if not path.is_file():
         return {}
     old = json.loads(path.read_text(encoding="utf-8"))
-    if old["machine"] != machine:
+    if old["machine"] != content["machine"]:
         raise ValueError(f"{path} is of another machine, or of other versions; measure everything again")
     found = {name: [one for one in old[name] if one["case"] not in again] for name in ("rows", "failures")}
-    whats = {case.name: case.what for case in CASES}
+    whats = {case.name: case.what for case in [*CASES, *GPU_CASES]}
     for one in [*found["rows"], *found["failures"]]:
         if whats.get(one["case"]) != one.get("what"):
             raise ValueError(f"{path} has measured something else as {one['case']}; measure everything again")
@@ -144,12 +144,19 @@ def markdown(content: dict[str, Any]) -> str:
             f"| {', '.join(goal['goal'] for goal in goals) or '-'} "
             f"| {', '.join('yes' if goal['met'] else '**no**' for goal in goals) or '-'} |"
         )
-    lines += ["", "## Peak memory", "", "MB of the process and of those it starts, libraries included.", ""]
+    of_what = (
+        "that torch has taken on the GPU"
+        if content["device"] == "gpu"
+        else ("of the process and of those it starts, libraries included")
+    )
+    lines += ["", "## Peak memory", "", f"MB {of_what}.", ""]
     lines += ["| case | this package | fastai | ours / fastai's |", "|---|---|---|---|"]
     for row in rows:
         peaks = [row[side]["peak_memory_mb"] if side in row else "-" for side in ("ours", "theirs")]
         lines.append(f"| {row['title']} | {peaks[0]} | {peaks[1]} | {row.get('memory_ratio', '-')} |")
     lines += ["", *_limits(content)]
+    if "profile" in content:
+        lines += ["", *_profile(content["profile"])]
     outcome = [(row, name) for row in rows for name in OUTCOMES if name in row["ours"]]
     if outcome:
         lines += ["", "## What came of it", "", "| case | figure | this package | fastai |", "|---|---|---|---|"]
@@ -157,7 +164,7 @@ def markdown(content: dict[str, Any]) -> str:
             values = [", ".join(map(str, row.get(side, {}).get(name, []))) or "-" for side in ("ours", "theirs")]
             lines.append(f"| {row['title']} | {OUTCOMES[name]} | {values[0]} | {values[1]} |")
     asked = {row["case"] for row in rows} | {failure["case"] for failure in content["failures"]}
-    told = [case for case in CASES if case.name in asked]
+    told = [case for case in [*CASES, *GPU_CASES] if case.name in asked]
     lines += ["", "## What is compared", "", *(f"- {case.title}: {case.what}." for case in told)]
     if content["failures"]:
         lines += ["", "## Not measured", ""]
@@ -175,6 +182,7 @@ def machine_lines(content: dict[str, Any]) -> list[str]:
     return [
         f"{told}{trial}.",
         "",
+        *([f"{machine['gpu']}."] if "gpu" in machine else []),
         f"{machine['cpu']} ({', '.join(machine['instructions'])}), {machine['cores']} cores, {machine['threads']} "
         f"threads, {machine['memory_gb']:.0f} GB; {machine['system']}, Python {machine['python']}, {versions}.",
     ]
@@ -184,18 +192,19 @@ def _limits(content: dict[str, Any]) -> list[str]:
     limits = content["limits"]
     if not limits:
         return ["## The machine's limit", "", "Not measured."]
+    pieces = "; SentencePiece alone, without our rules, hand-over and files: {SentencePiece} MB/s"
     lines = [
         "## The machine's limit",
         "",
         "Best of the same run (before and after the cases): matrix products in torch, GFLOP/s, at the sizes of a step "
-        f"of 64 x 70 tokens; copying memory, read and written: {limits['memory copy']} GB/s; SentencePiece "
-        f"alone, without our rules, hand-over and files: {limits['SentencePiece']} MB/s.",
+        f"of 64 x 70 tokens; copying memory, read and written: {limits['memory copy']} GB/s"
+        f"{pieces.format(**limits) if 'SentencePiece' in limits else ''}.",
         "",
-        "| product | fp32 | bf16 |",
-        "|---|---|---|",
     ]
-    names = [name.removesuffix(" fp32") for name in limits if name.endswith(" fp32")]
-    lines += [f"| {name} | {limits[f'{name} fp32']} | {limits[f'{name} bf16']} |" for name in names]
+    kinds = [kind for kind in ("fp32", "tf32", "bf16") if f"square {kind}" in limits]
+    names = [name.removesuffix(" bf16") for name in limits if name.endswith(" bf16")]
+    lines += [f"| product | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(str(limits[f'{name} {kind}']) for kind in kinds)} |" for name in names]
     shares = [row for row in content["rows"] if "share" in row]
     if shares:
         lines += ["", "| case | GFLOP/s | share of the limit |", "|---|---|---|"]
@@ -204,6 +213,33 @@ def _limits(content: dict[str, Any]) -> list[str]:
             lines.append(f"| {row['title']} | {row.get('gflops', '-')} | {share['value']:.0%} of {share['of']} |")
         lines += ["", "Counted are matrix products of tokens that are no padding; in an epoch those of training."]
     return lines
+
+
+def _profile(found: dict[str, Any]) -> list[str]:
+    """A step's kernels, those that take longest one by one."""
+    kernels, whole = found["kernels"], found["step_us"]
+    busy = sum(us for us, _, _ in kernels)
+    lines = [
+        "## Where a step's time goes",
+        "",
+        f"Of a step of {whole:,.0f} microseconds (traced, so a little slower) kernels run for {busy:,.0f}; those that "
+        f"run at the same time are counted twice.{found.get('note', '')}",
+        "",
+        "| kernel | microseconds a step | calls |",
+        "|---|---|---|",
+    ]
+    lines += [f"| `{_kernel(name)}` | {number(us)} | {number(calls)} |" for us, calls, name in kernels[:20]]
+    rest = kernels[20:]
+    if rest:
+        lines.append(
+            f"| {len(rest)} others | {number(sum(us for us, _, _ in rest))} | {number(sum(n for _, n, _ in rest))} |"
+        )
+    return lines
+
+
+def _kernel(name: str) -> str:
+    """A C++ name without return type, templates and arguments."""
+    return name.removeprefix("void ").replace("|", "/")[:90]
 
 
 def _runs(row: dict[str, Any], repeats: int) -> str:

@@ -269,7 +269,7 @@ def test_class_weights_are_in_the_loss() -> None:
     config = replace(CONFIG, class_weights="balanced", batch_size=8)
     module, data = engine.classifier_parts(classifier(), cache(8, 3), labels, None, None, config, "forward", 0)
     batch = next(iter(data.train_dataloader()))
-    module.log_training = lambda loss, size: None  # type: ignore[method-assign]
+    module.record_loss = lambda loss, size: None  # type: ignore[method-assign]
     module.eval()
     loss = module.training_step(batch, 0)
     losses = nn.functional.cross_entropy(module.model(batch.tokens, batch.lengths), batch.labels, reduction="none")

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import lightning
+import torch
+from torch import Tensor
 
 from ulmfit.config import ClassifierConfig, LMConfig
 from ulmfit.data.cache import TokenCache
-from ulmfit.data.documents import DocumentBatches, batches_to_read
+from ulmfit.data.documents import DocumentBatch, DocumentBatches, batches_to_read
 from ulmfit.data.streams import LMStream
 
+_Batch = TypeVar("_Batch", DocumentBatch, tuple[Tensor, Tensor])
 
-class LMDataModule(lightning.LightningDataModule):
+
+class _DataModule(lightning.LightningDataModule):
+    """Hands batches to a GPU from pinned memory, so that copying them does not wait for the steps before."""
+
+    def on_before_batch_transfer(self, batch: _Batch, dataloader_idx: int) -> _Batch:
+        if self.trainer is None or self.trainer.strategy.root_device.type != "cuda":
+            return batch
+        pinned = (part.pin_memory() for part in batch)
+        return DocumentBatch(*pinned) if isinstance(batch, DocumentBatch) else tuple(pinned)  # type: ignore[return-value]
+
+    def transfer_batch_to_device(self, batch: _Batch, device: torch.device, dataloader_idx: int) -> _Batch:
+        moved: _Batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if isinstance(batch, DocumentBatch) and isinstance(moved, DocumentBatch):
+            moved = moved._replace(lengths=batch.lengths)  # the network asks for them as numbers
+        return moved
+
+
+class LMDataModule(_DataModule):
     """Training and validation streams of a language model.
 
     `config.batch_size` is per process: W processes read what one with W times the batch size would.
@@ -47,7 +68,7 @@ class LMDataModule(lightning.LightningDataModule):
         return LMStream(self.valid, rows, self.config.bptt, direction=self.direction, rank=rank, world_size=world)
 
 
-class ClassifierDataModule(lightning.LightningDataModule):
+class ClassifierDataModule(_DataModule):
     """Length-bucketed documents with labels.
 
     `train` may be a function of the epoch: its documents are then made anew for each epoch (subword sampling).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,15 +11,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ulmfit.config import DropoutConfig
-from ulmfit.nn import stepwise
+from ulmfit.nn import cudnn, stepwise
 from ulmfit.nn.dropout import embedding_dropout, variational_dropout, weight_dropout
 from ulmfit.nn.tiles import missing_rows
 
 # One (h, c) pair per layer, each (1, B, H_layer). The caller keeps it between calls and detaches it.
 State = list[tuple[Tensor, Tensor]]
-
-# cuDNN says this when a weight was replaced by its dropped copy; it costs one copy of the matrix, which is meant.
-warnings.filterwarnings("ignore", message=".*not part of single contiguous chunk.*")
 
 
 @dataclass(frozen=True)
@@ -89,6 +85,8 @@ class AWDLSTM(nn.Module):
         with torch.set_grad_enabled(learns):
             if stepwise.is_worth_it(rnn, x) and not (self.training and rate > 0):
                 return stepwise.lstm(rnn, x, state)
+            if x.device.type == "cuda" and self.training:
+                return cudnn.lstm(rnn, weight_dropout(rnn.get_parameter("weight_hh_l0"), rate, True), x, state)
             if self.training and rate > 0:
                 # functional_call swaps the matrix for this call only: names, gradients and the fast kernels stay.
                 dropped = {"weight_hh_l0": weight_dropout(rnn.get_parameter("weight_hh_l0"), rate, True)}

@@ -43,7 +43,7 @@ class LanguageModel(nn.Module):
         state: State | None = None,
         ar_alpha: float = 0.0,
         tar_beta: float = 0.0,
-        chunk: int = 1024,
+        chunk: int | None = None,
     ) -> LMLoss:
         """Loss of predicting `targets` (B, T) after `tokens` (B, T), never holding all logits."""
         raw, state = self.encoder(tokens, state)  # (B, T, E)
@@ -56,7 +56,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def total_nll(
-        self, tokens: Tensor, targets: Tensor, state: State | None = None, chunk: int = 1024
+        self, tokens: Tensor, targets: Tensor, state: State | None = None, chunk: int | None = None
     ) -> tuple[Tensor, State]:
         """Sum over all positions of the negative log-likelihood in nats (float64 scalar), and the new state."""
         raw, state = self.encoder(tokens, state)
@@ -113,7 +113,7 @@ class TextClassifier(nn.Module):
         return self.head.classes
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Right-padded `tokens` (B, T) of `lengths` (B,) -> logits (B, C), the same in any batch."""
+        """Right-padded `tokens` (B, T) of `lengths` (B,), on any device -> logits (B, C), the same in any batch."""
         return self.classify(tokens, lengths).logits
 
     def classify(
@@ -132,11 +132,14 @@ class TextClassifier(nn.Module):
         batches whose hidden states contributed to the final prediction" (Howard & Ruder 2018, section 3.3).
         """
         order: Tensor | None = None  # batches to predict come sorted
-        if any(before < after for before, after in pairwise(lengths.tolist())):
+        ends = lengths.tolist()  # from a GPU this waits for all it has to do, so they are better given on the CPU
+        lengths = lengths.to(tokens.device, non_blocking=True)
+        if any(before < after for before, after in pairwise(ends)):
             lengths, order = lengths.sort(descending=True, stable=True)
             tokens = tokens[order]
+            ends.sort(reverse=True)
         pool = ConcatPool.empty(tokens.size(0), self.encoder.architecture.embedding_dim, tokens)
-        pooled = [(max(n - self.max_len, 0), n) for n in lengths.tolist()]  # steps [first, end) of each document
+        pooled = [(max(n - self.max_len, 0), n) for n in ends]  # steps [first, end) of each document
         finished: list[Tensor] = []  # features of documents that ended, shortest first
         ar = tar = torch.zeros((), device=tokens.device)  # sums over what `all_steps` and `all_pairs` count
         all_steps = all_pairs = 0

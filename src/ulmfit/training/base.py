@@ -42,6 +42,7 @@ class UlmfitModule(lightning.LightningModule):
         self.model = model
         self.config = config
         self.train_loss = TokenLoss()  # of this epoch, per token or document
+        self.latest_loss: Tensor | None = None  # of the latest step, over all processes
         self.resumed_loss: float | None = None  # the same where a checkpoint left off
         self._resumed_sums: tuple[float, int] | None = None
         self._random_state: dict[str, Any] | None = None
@@ -95,22 +96,19 @@ class UlmfitModule(lightning.LightningModule):
         factors[0] = torch.where(torch.isfinite(mean), factors[0], torch.nan)
         return Shares(mean, list(factors), list(totals))
 
-    def log_training(self, loss: Tensor, size: float | Tensor) -> None:
-        """Loss and the rate of each layer group that is not frozen, as often as the trainer logs.
+    def record_loss(self, loss: Tensor, size: float | Tensor) -> None:
+        """Keep the loss of a step for the log, the progress line and the mean of the epoch, without waiting for it.
 
         Args:
             loss: mean over the batches of all processes.
             size: tokens or documents of all of them.
         """
-        self.log("train_loss_step", loss.detach(), on_step=True, on_epoch=False, batch_size=1)
-        self.train_loss.update(loss.detach() * size, size)
-        self.log("train_loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=1)
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return  # the rates would be dropped, after Lightning has spent a millisecond on them
-        groups = self.trainer.optimizers[0].param_groups
-        training = [g for g in groups if any(p.requires_grad for p in g["params"])]  # a frozen group has no rate
-        rates = {f"lr_{g['group']}": float(g["lr"]) for g in training}
-        self.log_dict(rates, on_step=True, on_epoch=False, batch_size=1)
+        self.latest_loss = loss.detach()
+        self.train_loss.update(self.latest_loss * size, size)
+
+    def epoch_loss(self) -> float | None:
+        """Mean training loss of this epoch so far, per token or document; None before its first step."""
+        return float(self.train_loss.compute()) if int(self.train_loss.count) else None
 
     def on_train_epoch_start(self) -> None:
         self.train_loss.reset()
@@ -135,10 +133,6 @@ class UlmfitModule(lightning.LightningModule):
         self._random_state = states[self.global_rank] if isinstance(states, list) else states  # one before version 0.2
 
     def on_train_start(self) -> None:
-        # A short training is logged more often, so that there is a curve to see.
-        total = int(min(self.trainer.estimated_stepping_batches, 1 << 30))
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        self.trainer.log_every_n_steps = max(1, min(every, total // 20))  # type: ignore[attr-defined]
         if self._resumed_sums is not None:  # an epoch that starts sets them to zero again
             self.train_loss.total.fill_(self._resumed_sums[0])
             self.train_loss.count.fill_(self._resumed_sums[1])

@@ -49,7 +49,7 @@ class ClassifierModule(UlmfitModule):
         documents = len(batch.labels)
         weight = documents if weights is None else weights[batch.labels].sum()
         shares = self.over_processes(loss, weight, out.parts.steps, out.parts.pairs, documents)
-        self.log_training(shares.mean, shares.totals[-1])
+        self.record_loss(shares.mean, shares.totals[-1])
         share, of_steps, of_pairs, _ = shares.factors
         return loss * share + (out.parts.ar * of_steps + out.parts.tar * of_pairs)
 

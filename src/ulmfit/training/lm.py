@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from torch import Tensor
 
 from ulmfit.config import LMConfig
 from ulmfit.nn.awd_lstm import State, detach
-from ulmfit.nn.models import LanguageModel
+from ulmfit.nn.models import LanguageModel, LMLoss
 from ulmfit.training.base import UlmfitModule
 from ulmfit.training.metrics import TokenLoss, TokenPerplexity
 from ulmfit.training.processes import from_all
@@ -30,6 +31,7 @@ class LMModule(UlmfitModule):
         self._train_state: State | None = None
         self._valid_state: State | None = None
         self._resumed_state: State | None = None
+        self.loss_of: Callable[[Tensor, Tensor, State | None], LMLoss] = self.loss  # or the same, but faster
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -42,13 +44,21 @@ class LMModule(UlmfitModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         tokens, targets = batch
-        out = self.model.loss(
-            tokens, targets, self._train_state, self.config.ar_alpha, self.config.tar_beta, self.config.tokens_per_chunk
-        )
+        out = self.loss_of(tokens, targets, self._train_state)
         self._train_state = detach(out.state)
         shares = self.over_processes(out.cross_entropy, tokens.numel())
-        self.log_training(shares.mean, shares.totals[0])
+        self.record_loss(shares.mean, shares.totals[0])
         return (out.cross_entropy + out.penalty) * shares.factors[0]
+
+    def loss(self, tokens: Tensor, targets: Tensor, state: State | None) -> LMLoss:
+        """Loss of a batch after `state`, as configured."""
+        config = self.config
+        return self.model.loss(tokens, targets, state, config.ar_alpha, config.tar_beta, config.tokens_per_chunk)
+
+    def settings(self) -> Hashable:
+        """What `loss` depends on besides its arguments and the weights."""
+        rates = [self.model.encoder.rate(kind) for kind in ("input", "hidden", "output", "embedding", "weight")]
+        return (*rates, *(parameter.requires_grad for parameter in self.parameters()))
 
     def on_validation_epoch_start(self) -> None:
         self._valid_state = None

@@ -29,7 +29,8 @@ class TokenLoss(Metric):
     def update(self, total: Tensor, count: float | Tensor) -> None:
         """Add the summed negative log-likelihood of `count` tokens."""
         self.total += total.to(self.total.device, torch.float64)
-        self.count += torch.as_tensor(count, dtype=torch.int64, device=self.count.device)
+        # A number is added as it is: as a tensor it would be copied to the GPU, which waits.
+        self.count += count.to(self.count.device, torch.int64) if isinstance(count, Tensor) else int(count)
 
     def compute(self) -> Tensor:
         """Mean in nats."""

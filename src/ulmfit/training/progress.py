@@ -44,7 +44,7 @@ class Progress(Callback):
     ) -> None:
         if not trainer.is_global_zero or not self._status.due():
             return
-        loss = trainer.callback_metrics.get("train_loss_step")
+        loss = getattr(pl_module, "latest_loss", None)
         if loss is not None:
             self._smooth = float(loss) if self._smooth is None else 0.7 * self._smooth + 0.3 * float(loss)
         total = int(trainer.estimated_stepping_batches)

@@ -26,9 +26,11 @@ from ulmfit.nn.reduced import cpu_multiplies_bfloat16
 from ulmfit.training.base import UlmfitModule
 from ulmfit.training.callbacks import method_callbacks
 from ulmfit.training.checkpoints import Recovery, Validated, WholeFiles, recovery_path
+from ulmfit.training.graphs import CudaGraphs
 from ulmfit.training.processes import ranks_for
 from ulmfit.training.progress import Progress
 from ulmfit.training.stability import NonFiniteGuard
+from ulmfit.training.training_log import TrainingLog
 
 log = logging.getLogger("ulmfit")
 
@@ -116,8 +118,8 @@ def fit(
             raise
         result = FitResult(steps=trainer.global_step, main=trainer.is_global_zero)
         result.earlier = 0.0 if recovery is None else recovery.earlier
-        loss = trainer.callback_metrics.get("train_loss_epoch", module.resumed_loss)
-        result.metrics = {} if loss is None else {"train_loss_epoch": float(loss)}
+        loss = module.epoch_loss() or module.resumed_loss
+        result.metrics = {} if loss is None else {"train_loss_epoch": loss}
         if trainer.should_stop and result.steps < trainer.estimated_stepping_batches:
             stale = any(isinstance(callback, EarlyStopping) and callback.stopped_epoch for callback in extra)
             result.stopped_early = f"no better {name} {config.patience} times" if stale else "the time is up"
@@ -158,10 +160,12 @@ def make_trainer(
 ) -> lightning.Trainer:
     """A Lightning trainer with the method's callbacks; loggers and progress are explicit."""
     method = method_callbacks(config.method, config.optim.lr, config.epochs, len(module.layer_groups()))
-    progress: list[lightning.Callback] = [Progress(title)] if trainer_config.enable_progress_bar else []
+    # The log first: the progress line shows the epoch's loss that it logs.
+    shown: list[lightning.Callback] = [TrainingLog()]
+    shown += [Progress(title)] if trainer_config.enable_progress_bar else []
     return bare_trainer(
         trainer_config,
-        callbacks=[*method, *progress, *callbacks],
+        callbacks=[*method, *shown, *callbacks],
         reload_dataloaders_every_n_epochs=1 if fresh_batches else 0,
         max_epochs=config.epochs,
         max_steps=config.max_steps if config.max_steps is not None else -1,
@@ -193,6 +197,8 @@ def bare_trainer(
         raise UsageError(
             f"trainer.accelerator is '{config.accelerator}', but this machine has none; use trainer=auto or trainer=cpu"
         )
+    if config.cuda_graphs:
+        callbacks = [*callbacks, CudaGraphs()]
     precision = resolve_precision(config)
     if precision == "16-mixed" and not (gpus["gpu"] and config.accelerator != "cpu"):
         raise UsageError("trainer.precision is '16-mixed', which needs a GPU; use auto or 32-true")
