@@ -19,7 +19,7 @@ from ulmfit.errors import UlmfitError
 from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
 from ulmfit.nn.build import new_text_classifier
 from ulmfit.nn.models import LanguageModel
-from ulmfit.training import engine
+from ulmfit.training import engine, stability
 from ulmfit.training.checkpoints import recovery_path
 from ulmfit.training.stability import EXPLODED, NonFiniteGuard
 from ulmfit.training.trainer import cpu_multiplies_bfloat16
@@ -180,6 +180,43 @@ def test_losses_that_float16_scales_up_are_judged_unscaled(loss: float, stops: b
             NonFiniteGuard().on_before_backward(trainer, None, scaled)
     else:
         NonFiniteGuard().on_before_backward(trainer, None, scaled)
+
+
+class Late:
+    """A loss that the GPU has not handed over until it is waited for."""
+
+    waited: int
+
+    def __init__(self, loss: torch.Tensor, factor: float, step: int, rate: float) -> None:
+        self.loss, self.step, self.rate = float(loss) * factor, step, rate
+
+    def is_there(self) -> bool:
+        return False
+
+    def value(self) -> float:
+        Late.waited += 1
+        return self.loss
+
+
+@pytest.mark.parametrize("end", ["steps", "on_save_checkpoint", "on_validation_start", "on_train_end"])
+def test_losses_that_come_late_are_waited_for_where_it_matters(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stability, "_Reading", Late)
+    Late.waited = 0
+    trainer = SimpleNamespace(accumulate_grad_batches=1, precision_plugin=None, optimizers=[], global_step=7)
+    guard = NonFiniteGuard()
+    for loss in (3.0, 2.0, float("nan")):
+        guard.on_before_backward(trainer, None, torch.tensor(loss))
+        trainer.global_step += 1
+    assert Late.waited == 0
+    with pytest.raises(UlmfitError, match="the training loss became nan at step 9,"):
+        if end == "steps":  # it is not left behind for good
+            for _ in range(10):
+                guard.on_before_backward(trainer, None, torch.tensor(1.0))
+        elif end == "on_save_checkpoint":
+            guard.on_save_checkpoint(trainer, torch.nn.Linear(1, 1), {})
+        else:
+            getattr(guard, end)(trainer, torch.nn.Linear(1, 1))
+    assert Late.waited == 3
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(0.5, 0.5), (10.0, 5.0), (None, 5.0)])
