@@ -208,14 +208,15 @@ def test_losses_that_come_late_are_waited_for_where_it_matters(end: str, monkeyp
         guard.on_before_backward(trainer, None, torch.tensor(loss))
         trainer.global_step += 1
     assert Late.waited == 0
+    more = [torch.tensor(1.0)] * 10  # it is not left behind for good
+    go_on: dict[str, Callable[[], Any]] = {
+        "steps": lambda: [guard.on_before_backward(trainer, None, loss) for loss in more],
+        "on_save_checkpoint": lambda: guard.on_save_checkpoint(trainer, torch.nn.Linear(1, 1), {}),
+        "on_validation_start": lambda: guard.on_validation_start(trainer, None),
+        "on_train_end": lambda: guard.on_train_end(trainer, torch.nn.Linear(1, 1)),
+    }
     with pytest.raises(UlmfitError, match="the training loss became nan at step 9,"):
-        if end == "steps":  # it is not left behind for good
-            for _ in range(10):
-                guard.on_before_backward(trainer, None, torch.tensor(1.0))
-        elif end == "on_save_checkpoint":
-            guard.on_save_checkpoint(trainer, torch.nn.Linear(1, 1), {})
-        else:
-            getattr(guard, end)(trainer, torch.nn.Linear(1, 1))
+        go_on[end]()
     assert Late.waited == 3
 
 
