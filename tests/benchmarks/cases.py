@@ -200,8 +200,8 @@ def _gpu_lm(name: str, rows: int, steps: int, mixed: bool, ways: tuple[Way, ...]
         f"LM training, {FULL}, {rows} rows, fastai in {side}",
         "lm_step",
         f"{steps} steps of {rows} x 70 tokens by the learners' fit_one_cycle, all layers, the same weights and tokens; "
-        f"fastai in {side}, its batches made beforehand and the same in each run (either side's fp32 has cuDNN multiply "
-        "in TF32, as torch does unless told otherwise)",
+        f"fastai in {side}, its batches made beforehand and the same in each run (in fp32 cuDNN multiplies in "
+        "TF32, as torch has it unless told otherwise)",
         "tokens/s",
         ways,
         {"shape": "full", "steps": steps, "batch_size": rows, "bptt": 70, "mixed": mixed},
