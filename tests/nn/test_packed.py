@@ -14,11 +14,11 @@ from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
 from ulmfit.nn.heads import ClassifierHead, ConcatPool
 from ulmfit.nn.models import TextClassifier, chunks_with_little_padding
 from ulmfit.nn.packed import PackedLSTM, pack_weights
-from ulmfit.nn.reduced import cpu_multiplies_bfloat16
+from ulmfit.nn.processor import cpu_multiplies_bfloat16
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN here")
-needs_amx = pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="no bfloat16 units here")
-DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_amx)]
+needs_bfloat16 = pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="no bfloat16 units here")
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
 
 
 def encoders(dtype: torch.dtype = torch.float32) -> tuple[AWDLSTM, AWDLSTM]:

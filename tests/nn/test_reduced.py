@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from ulmfit.errors import UsageError
 from ulmfit.nn import reduced
 from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
-from ulmfit.nn.reduced import Int8LSTM, cpu_multiplies_bfloat16, reduce_precision, tokens_at_a_time
+from ulmfit.nn.processor import cpu_multiplies_bfloat16
+from ulmfit.nn.reduced import Int8LSTM, reduce_precision, tokens_at_a_time
 
-needs_amx = pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="no bfloat16 units here")
-PRECISIONS = [pytest.param("bf16", marks=needs_amx), "int8"]
+needs_bfloat16 = pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="no bfloat16 units here")
+PRECISIONS = [pytest.param("bf16", marks=needs_bfloat16), "int8"]
 
 
 def encoders(precision: str) -> tuple[AWDLSTM, AWDLSTM]:
@@ -42,7 +43,7 @@ def test_close_to_32_bits_and_state_carried_on(precision: str, rows: int) -> Non
     assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-@needs_amx
+@needs_bfloat16
 def test_bfloat16_result_of_a_row_does_not_depend_on_the_batch() -> None:
     _, less = encoders("bf16")
     with torch.inference_mode():
@@ -52,7 +53,7 @@ def test_bfloat16_result_of_a_row_does_not_depend_on_the_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "expected"), [("32", 4480), pytest.param("bf16", 8960, marks=needs_amx), ("int8", 2240)]
+    ("precision", "expected"), [("32", 4480), pytest.param("bf16", 8960, marks=needs_bfloat16), ("int8", 2240)]
 )
 def test_tokens_read_at_once(precision: str, expected: int) -> None:
     assert tokens_at_a_time(encoders(precision)[1]) == expected

@@ -7,6 +7,7 @@ import torch
 
 from ulmfit.config import DropoutConfig
 from ulmfit.nn import awd_lstm
+from ulmfit.nn import tiles as tiles_module
 from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
 from ulmfit.nn.tiles import missing_rows, tiled_rows
 
@@ -18,9 +19,11 @@ def test_number_of_rows(rows: int, expected: int) -> None:
     assert tiled_rows(rows) == expected
 
 
+@pytest.mark.parametrize("tiles", [True, False])
 @pytest.mark.parametrize("rows", [17, 53, 64, 65])
-def test_rows_are_added_only_in_bfloat16(rows: int) -> None:
-    cpu, expected = torch.device("cpu"), tiled_rows(rows) - rows
+def test_rows_are_added_only_in_bfloat16_on_tiles(rows: int, tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles_module, "cpu_has_tiles", lambda: tiles)
+    cpu, expected = torch.device("cpu"), tiled_rows(rows) - rows if tiles else 0
     assert missing_rows(rows, torch.float32, cpu) == 0
     assert missing_rows(rows, torch.bfloat16, cpu) == expected
     with torch.autocast("cpu", torch.bfloat16):
@@ -40,6 +43,7 @@ def test_an_encoder_in_training_does_the_same(rows: int, monkeypatch: pytest.Mon
         (first.float().square().sum() + second.float().square().sum()).backward()
         return second, *state[0], *state[1], *(parameter.grad for parameter in encoder.parameters())
 
+    monkeypatch.setattr(tiles_module, "cpu_has_tiles", lambda: True)
     padded = step()
     monkeypatch.setattr(awd_lstm, "missing_rows", lambda *given: 0)
     plain = step()

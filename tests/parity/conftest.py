@@ -74,7 +74,8 @@ def renamed() -> Callable[[Named], tuple[dict[str, Tensor], dict[str, Tensor]]]:
 
 @pytest.fixture
 def assert_same_gradients() -> Callable[..., None]:
-    def check(reference: nn.Module, encoder: nn.Module, head: nn.Module, tolerance: float = 1e-6) -> None:
+    # Gradients here are about 1; products add up in another order on each kind of processor.
+    def check(reference: nn.Module, encoder: nn.Module, head: nn.Module, tolerance: float = 3e-6) -> None:
         gradients = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
         for theirs, ours in zip(our_names(gradients), (encoder, head), strict=True):
             mine = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}

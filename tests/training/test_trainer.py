@@ -299,7 +299,7 @@ def test_an_empty_checkpoint_folder_starts_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "cuda", "bfloat16", "amx", "expected"),
+    ("accelerator", "cuda", "bfloat16", "native", "expected"),
     [
         ("cpu", False, False, False, "32-true"),
         ("cpu", False, False, True, "bf16-mixed"),
@@ -312,11 +312,11 @@ def test_an_empty_checkpoint_folder_starts_anew(tmp_path: Path) -> None:
     ],
 )
 def test_automatic_precision(
-    monkeypatch: pytest.MonkeyPatch, accelerator: str, cuda: bool, bfloat16: bool, amx: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, cuda: bool, bfloat16: bool, native: bool, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bfloat16)
-    monkeypatch.setattr(trainer, "cpu_multiplies_bfloat16", lambda: amx)
+    monkeypatch.setattr(trainer, "cpu_multiplies_bfloat16", lambda: native)
     assert resolve_precision(TrainerConfig(accelerator=accelerator)) == expected
     assert resolve_precision(TrainerConfig(accelerator=accelerator, precision="64-true")) == "64-true"
     if expected == "32-true":

@@ -11,6 +11,7 @@ from ulmfit.config import TOKENS_AT_A_TIME
 from ulmfit.errors import UsageError, did_you_mean
 from ulmfit.nn.awd_lstm import AWDLSTM
 from ulmfit.nn.packed import pack_weights
+from ulmfit.nn.processor import cpu_has_tiles, cpu_multiplies_bfloat16
 
 PRECISIONS = ("32", "auto", "bf16", "int8")
 _FEW_ROWS = 4  # up to so many, reading weights is what takes time
@@ -59,12 +60,6 @@ def tokens_at_a_time(encoder: AWDLSTM) -> int:
     return TOKENS_AT_A_TIME * 4 // encoder.embedding.weight.element_size()
 
 
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether the processor has AMX tiles: without them bfloat16 LSTMs are slow or missing."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported and supported())
-
-
 class Int8LSTM(nn.Module):
     """An LSTM layer in eval mode with 8-bit weights, one scale for each row; `forward` is that of `nn.LSTM`.
 
@@ -78,7 +73,7 @@ class Int8LSTM(nn.Module):
         engines = torch.backends.quantized.supported_engines
         usual = torch.backends.quantized.engine
         # oneDNN multiplies many rows twice as fast with AMX, FBGEMM few.
-        many = "onednn" if "onednn" in engines and cpu_multiplies_bfloat16() else usual
+        many = "onednn" if "onednn" in engines and cpu_has_tiles() else usual
         try:
             self._few = _packed(rnn, usual)
             self._many = self._few if many == usual else _packed(rnn, many)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ulmfit.nn.processor import cpu_has_tiles
+
 _FEW = 16  # rows: as many as a tile holds, any number below takes as long
 _SOME = 64
 
@@ -18,8 +20,11 @@ def tiled_rows(rows: int) -> int:
 
 
 def missing_rows(rows: int, dtype: torch.dtype, device: torch.device) -> int:
-    """How many rows to add to a batch of LSTMs with weights of `dtype`; only where bfloat16 is multiplied on a CPU."""
+    """How many rows to add to a batch of LSTMs with weights of `dtype`; only where tiles multiply bfloat16.
+
+    Without tiles, every number of rows is as fast as its neighbours.
+    """
     if rows <= _FEW or device.type != "cpu" or torch.compiler.is_compiling():
         return 0
     reduced = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
-    return tiled_rows(rows) - rows if reduced == torch.bfloat16 else 0
+    return tiled_rows(rows) - rows if reduced == torch.bfloat16 and cpu_has_tiles() else 0

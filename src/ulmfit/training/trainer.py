@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from ulmfit.config import FitConfig, LoggerConfig, TrainerConfig
 from ulmfit.durations import seconds_of
 from ulmfit.errors import UsageError
-from ulmfit.nn.reduced import cpu_multiplies_bfloat16
+from ulmfit.nn.processor import cpu_multiplies_bfloat16
 from ulmfit.training.base import UlmfitModule
 from ulmfit.training.callbacks import method_callbacks
 from ulmfit.training.checkpoints import Recovery, Validated, WholeFiles, recovery_path

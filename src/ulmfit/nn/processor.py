@@ -1,0 +1,20 @@
+"""What the processor multiplies natively: decides which precision is fast, and in what portions."""
+
+from __future__ import annotations
+
+import torch
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether it has bfloat16 products of its own: without them such LSTMs are slow or missing."""
+    return cpu_has_tiles() or _cpu_has("_is_avx512_bf16_supported")
+
+
+def cpu_has_tiles() -> bool:
+    """Whether it has AMX tiles, which multiply bfloat16 and int8 several times as fast as its vectors do."""
+    return _cpu_has("_is_amx_tile_supported")
+
+
+def _cpu_has(question: str) -> bool:
+    asked = getattr(torch.cpu, question, None)  # not in every version of torch
+    return bool(asked and asked())
