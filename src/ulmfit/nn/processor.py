@@ -15,6 +15,11 @@ def cpu_has_tiles() -> bool:
     return _cpu_has("_is_amx_tile_supported")
 
 
+def cpu_multiplies_int8() -> bool:
+    """Whether it adds up products of 8-bit numbers in 32 bits (VNNI), as oneDNN's kernels want it."""
+    return _cpu_has("_is_vnni_supported")
+
+
 def _cpu_has(question: str) -> bool:
     asked = getattr(torch.cpu, question, None)  # not in every version of torch
     return bool(asked and asked())
