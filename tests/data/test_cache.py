@@ -23,6 +23,7 @@ from ulmfit.config import TokenizerConfig
 from ulmfit.data import cache as module
 from ulmfit.data.cache import TokenCache, build_token_cache
 from ulmfit.errors import DataError
+from ulmfit.text import word_table, words
 from ulmfit.text.tokenizer import Tokenizer
 
 TEXTS = [
@@ -106,7 +107,9 @@ def test_the_vocabulary_decides_the_width():
 
 def test_a_wide_vocabulary_on_disk(tokenizer, tmp_path, small_chunks, monkeypatch):
     """As with more than 65,536 pieces; two processes write the same width."""
-    monkeypatch.setattr(module, "_dtype", lambda size: np.uint32)
+    for each in (module, words, word_table):
+        monkeypatch.setattr(each, "id_type", lambda size: np.uint32)
+    tokenizer = Tokenizer(tokenizer._model, tokenizer.config)
     built = build_token_cache(TEXTS, tokenizer, tmp_path, "key", workers=1)
     assert built.tokens.dtype == np.uint32
     assert as_lists(built) == expected(TEXTS, tokenizer)
@@ -130,6 +133,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from ulmfit.data import cache
+from ulmfit.text import word_table, words
 from ulmfit.text.tokenizer import Tokenizer
 with open("runs.txt", "a") as file:
     file.write("x")
