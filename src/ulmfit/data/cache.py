@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ulmfit.ahead import in_order
+from ulmfit.ahead import shared
 from ulmfit.errors import DataError, UlmfitError
 from ulmfit.status_line import StatusLine
 from ulmfit.text.tokenizer import Tokenizer
@@ -252,14 +253,16 @@ def _tokenised(
         return
     # spawn: torch's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(tokenizer,))
+    pool = ProcessPoolExecutor(workers - 1, context, initializer=_start_worker, initargs=(tokenizer,))
 
     def submit(chunk: list[str]) -> Future[_Encoded]:
         with _main_hidden():  # this may start a worker
             return pool.submit(_work, chunk)
 
     try:
-        yield from in_order(submit, chain(head, rest), 2 * workers)
+        # This process is one of the workers, and tokenises while the others start.
+        work = partial(_encode_chunk, tokenizer=tokenizer)
+        yield from shared(submit, work, chain(head, rest), 2 * (workers - 1))
     except BrokenProcessPool as error:
         raise UlmfitError("a process that tokenises was killed, perhaps for want of memory; run again") from error
     finally:

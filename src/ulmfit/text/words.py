@@ -43,6 +43,7 @@ _KEPT_WORDS, _KEPT_CHARS = 1 << 14, 64  # outside of the table: how many, and of
 _BYTES = np.arange(256)
 _ALPHANUMERIC = np.array([bytes([b]).isalnum() for b in _BYTES])  # of ASCII
 _OF_WORDS = _ALPHANUMERIC | (_BYTES > 127)
+_LETTERS = _OF_WORDS & ~np.array([bytes([b]).isdigit() for b in _BYTES])  # or markers
 _ENDS = ",.;:!?)'\""
 
 
@@ -83,7 +84,7 @@ class _Block:
         lengths += kinds == _LINE_BREAK
         mark_ids = end_ids[data[ends - 1]]
         marks = np.flatnonzero(mark_ids)
-        marks = marks[_OF_WORDS[data[ends[marks] - 2]] & (kinds[marks] == _SPACE)]
+        marks = marks[_LETTERS[data[ends[marks] - 2]] & (kinds[marks] == _SPACE)]
         lengths[marks] -= 1
         return cls(data, starts, ends, kinds, lengths, marks, mark_ids[marks], *keys(data, starts, lengths))
 
@@ -299,8 +300,8 @@ def fits(processor: Any, pieces: Sequence[str]) -> bool:
 
 
 def _end_ids(processor: Any, pieces: Sequence[str]) -> NDArray[np.int64]:
-    """(256,) ids of the marks of punctuation which no piece joins to a letter, digit or marker before them, else 0."""
-    joined = set(re.findall(rf"[0-9A-Za-z\x80-\U0010ffff](?<!^\u2581)([{_ENDS}])", "\n".join(pieces), re.MULTILINE))
+    """(256,) ids of the marks of punctuation which no piece joins to a letter or marker before them, else 0."""
+    joined = set(re.findall(rf"[A-Za-z\x80-\U0010ffff](?<!^\u2581)([{_ENDS}])", "\n".join(pieces), re.MULTILINE))
     ids = np.zeros(256, np.int64)
     for mark in set(_ENDS) - joined:
         found = processor.piece_to_id(mark)
