@@ -99,6 +99,7 @@ def small_bounds() -> Iterator[None]:
 @example(batch=["a", "", "", "b", " ", ""], config=RulesConfig())
 @example(batch=["seventeen-letters seventeen-letters seventeen-letters"], config=RulesConfig())
 @example(batch=["seventeenletters1 seventeenletters1 seventeenletters1."], config=RulesConfig())
+@example(batch=[f"x eight.88{'y' * 90} eight.88"], config=RulesConfig())  # alike in what is compared first
 @example(batch=["The. The, The\n The.\n .The the THE. .\n"], config=RulesConfig())
 def test_equals_the_rules_and_pieces_of_each_word(models, batch, config):
     model, trained = models

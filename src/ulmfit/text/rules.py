@@ -155,19 +155,23 @@ class Rules:
 
     def apply(self, text: str) -> str:
         """Text with markers, ready for SentencePiece."""
-        text = _escape(self.normalise(text))
+        return self.mark(self.normalise(text))
+
+    def mark(self, text: str) -> str:
+        """Markers in a normalised text."""
+        text = _escape(text)
         if self.config.repetition and _may_repeat(text):
             text = _REPETITION.sub(_mark_repetition, text)
-        return self._mark(text).replace("\n", NEWLINE + " ")
+        return self._mark_each(text).replace("\n", NEWLINE + " ")
 
-    def apply_to_words(self, words: str) -> str:
-        """As `apply`, for single normalised words with a space between two; each may have a line break at its end.
+    def mark_words(self, words: str) -> str:
+        """As `mark`, for single words with a space between two; each may have a line break at its end.
 
         All rules but repetition, and elongation of white space, look at one word alone.
         """
-        return self._mark(_escape(words)).replace("\n", NEWLINE)
+        return self._mark_each(_escape(words)).replace("\n", NEWLINE)
 
-    def _mark(self, text: str) -> str:
+    def _mark_each(self, text: str) -> str:
         if self.config.case:
             parts = _cased_word().split(text)  # text between words, word, text between words, ...
             parts[1::2] = map(_mark_case, parts[1::2])

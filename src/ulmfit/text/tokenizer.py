@@ -14,8 +14,6 @@ from ulmfit.config import RulesConfig, TokenizerConfig
 from ulmfit.errors import BundleError, DataError, UsageError, did_you_mean
 from ulmfit.text.corpus import sample, sentences
 from ulmfit.text.rules import MARKERS, Rules
-from ulmfit.text.word_table import id_type
-from ulmfit.text.words import Words, fits
 from ulmfit.whole_file import read_small, whole_file
 
 if TYPE_CHECKING:
@@ -42,6 +40,8 @@ class Tokenizer:
 
     def __init__(self, model: bytes, config: TokenizerConfig) -> None:
         import sentencepiece
+
+        from ulmfit.text.words import Words, fits
 
         self.config = config
         self.rules = Rules(config.rules)
@@ -168,6 +168,8 @@ class Tokenizer:
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """As `documents`, all in one array (uint16, uint32 for more pieces), and how many ids each has."""
         import numpy as np
+
+        from ulmfit.text.word_table import id_type
 
         if self._words is not None and not (sampling and self.config.sampling_alpha > 0):
             return self._words.documents(texts, threads)
