@@ -40,7 +40,7 @@ def prepare(folder: Path, tiny: bool) -> None:
     """Write what the cases read into `folder`.
 
     trec.csv and imdb.csv (text, label, split), questions.csv (train, to be split by whoever trains) and
-    questions-test.csv, and wiki.json (a list of articles).
+    questions-test.csv, and wiki.jsonl (an article a line, none of them twice).
 
     Raises:
         NoData: not `tiny`, and there is no data folder.
@@ -48,24 +48,30 @@ def prepare(folder: Path, tiny: bool) -> None:
     if tiny:
         train, test = _rows(SAMPLES / "train.csv", 300), _rows(SAMPLES / "test.csv", 60)
         reviews = train[:60], test[:20]
-        articles = [text for text, _ in train]
+        found = (text for text, _ in train)
     else:
         data = data_folder()
         train, test = _rows(data / "trec6" / "train.csv"), _rows(data / "trec6" / "test.csv")
         reviews = _rows(data / "imdb" / "train.csv.bz2", 1000), _rows(data / "imdb" / "test.csv.bz2", 100)
-        articles = list(wikipedia(data, 8_000_000))
+        found = wikipedia(data, 64_000_000)
     for name, parts in (("trec", (train, test)), ("imdb", reviews)):
         rows = [(*row, split) for split, part in zip(("train", "valid"), parts, strict=True) for row in part]
         _write(folder / f"{name}.csv", ("text", "label", "split"), rows)
     _write(folder / "questions.csv", ("text", "label"), train)
     _write(folder / "questions-test.csv", ("text", "label"), test)
-    (folder / "wiki.json").write_text(json.dumps(articles), encoding="utf-8")
+    with open(folder / "wiki.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(article) + "\n" for article in found)
 
 
 def articles(folder: Path, size: int | None = None) -> list[str]:
-    """Articles of together about `size` bytes."""
-    listed: list[str] = json.loads((folder / "wiki.json").read_text(encoding="utf-8"))
-    return listed if size is None else list(_up_to(iter(listed), size))
+    """The first articles, of together about `size` bytes; None: all."""
+    return list(each_article(folder) if size is None else _up_to(each_article(folder), size))
+
+
+def each_article(folder: Path) -> Iterator[str]:
+    """One after the other, without holding them in memory."""
+    with open(folder / "wiki.jsonl", encoding="utf-8") as file:
+        yield from map(json.loads, file)
 
 
 def table(folder: Path, name: str) -> dict[str, tuple[list[str], list[str]]]:
@@ -80,21 +86,20 @@ def table(folder: Path, name: str) -> dict[str, tuple[list[str], list[str]]]:
 
 
 def wikipedia(data: Path, size: int) -> Iterator[str]:
-    """Articles of together `size` bytes, over and over if there are not so many."""
+    """Articles of together `size` bytes."""
 
-    def forever() -> Iterator[str]:
-        while True:
-            for part in sorted((data / "wikipedia-en").glob("part-*.txt.bz2")):
-                with bz2.open(part, "rt", encoding="utf-8") as file:
-                    lines: list[str] = []
-                    for line in file:
-                        if line.strip():
-                            lines.append(line)
-                        elif lines:
-                            yield "".join(lines)
-                            lines = []
+    def each() -> Iterator[str]:
+        for part in sorted((data / "wikipedia-en").glob("part-*.txt.bz2")):
+            with bz2.open(part, "rt", encoding="utf-8") as file:
+                lines: list[str] = []
+                for line in file:
+                    if line.strip():
+                        lines.append(line)
+                    elif lines:
+                        yield "".join(lines)
+                        lines = []
 
-    yield from _up_to(forever(), size)
+    yield from _up_to(each(), size)
 
 
 def _up_to(texts: Iterator[str], size: int) -> Iterator[str]:

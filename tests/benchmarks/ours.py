@@ -52,7 +52,7 @@ def tokenise(folder: Path, settings: Settings) -> Measure:
     from ulmfit.data.cache import build_token_cache
     from ulmfit.text.tokenizer import Tokenizer
 
-    texts = material.articles(folder, settings["bytes"]) * settings["times"]
+    texts = material.articles(folder, settings["bytes"])
     size = sum(len(text.encode()) for text in texts) / 1e6
     tokenizer = Tokenizer.load(material.SHIPPED)
 

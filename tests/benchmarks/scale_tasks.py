@@ -19,10 +19,9 @@ ROWS, BPTT = 64, 70
 
 
 def _text(folder: Path, size: int) -> Iterator[str]:
-    """Articles of together `size` bytes, the same ones over and over."""
-    listed = material.articles(folder)
+    """Articles of together `size` bytes, over and over where there are not so many."""
     while True:
-        for article in listed:
+        for article in material.each_article(folder):
             yield article
             size -= len(article.encode())
             if size <= 0:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ulmfit.ahead import in_order
+from ulmfit.ahead import shared
 from ulmfit.errors import DataError, UlmfitError
 from ulmfit.status_line import StatusLine
 from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.text.word_table import id_type
 from ulmfit.whole_file import partial_folder, put_folder, read_small, remove_abandoned
 
 Tokens = npt.NDArray[Any]  # uint16 or uint32
+_Encoded = tuple[Tokens, npt.NDArray[np.int64], int]  # ids, how many each document has, characters
 FORMAT_VERSION = 1
 _CHUNK_CHARS = 1_000_000  # text handed to a worker at a time: bounds memory, hides the hand-over
 
@@ -67,18 +70,15 @@ class TokenCache:
         cls, texts: Sequence[str], tokenizer: Tokenizer, threads: int = 1, sampling: bool = False
     ) -> TokenCache:
         """Tokenise into memory, keeping order and empty documents."""
-        documents = tokenizer.documents(texts, threads, sampling)
-        offsets = np.zeros(len(documents) + 1, dtype=np.int64)
-        np.cumsum([len(d) for d in documents], out=offsets[1:])
-        flat = np.concatenate(documents) if documents else np.empty(0)
-        return cls(flat.astype(_dtype(tokenizer.vocab_size)), offsets, sum(map(len, texts)))
+        tokens, lengths = tokenizer.flat_documents(texts, threads, sampling)
+        return cls(tokens, np.append(0, np.cumsum(lengths)), sum(map(len, texts)))
 
     @classmethod
     def from_documents(cls, documents: Sequence[Sequence[int]], vocab_size: int) -> TokenCache:
         """From lists of ids that already start with the begin marker."""
         offsets = np.zeros(len(documents) + 1, dtype=np.int64)
         np.cumsum([len(d) for d in documents], out=offsets[1:])
-        tokens = np.fromiter(chain.from_iterable(documents), dtype=_dtype(vocab_size), count=int(offsets[-1]))
+        tokens = np.fromiter(chain.from_iterable(documents), dtype=id_type(vocab_size), count=int(offsets[-1]))
         return cls(tokens, offsets)
 
     @classmethod
@@ -164,7 +164,7 @@ def _write(
     workers: int | None,
     progress: bool,
 ) -> None:
-    dtype = _dtype(tokenizer.vocab_size)
+    dtype = id_type(tokenizer.vocab_size)
     workers = (os.cpu_count() or 1) if workers is None else workers
     chunks = _chunks(texts)
     # Starting processes costs more than tokenising two chunks.
@@ -235,34 +235,34 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(chunk: list[str]) -> tuple[Tokens, list[int], int]:
+def _work(chunk: list[str]) -> _Encoded:
     assert _worker_tokenizer is not None
     return _encode_chunk(chunk, _worker_tokenizer)
 
 
-def _encode_chunk(chunk: list[str], tokenizer: Tokenizer) -> tuple[Tokens, list[int], int]:
-    documents = tokenizer.documents(chunk)
-    flat: Tokens = np.concatenate(documents)
-    return flat.astype(_dtype(tokenizer.vocab_size)), [len(d) for d in documents], sum(map(len, chunk))
+def _encode_chunk(chunk: list[str], tokenizer: Tokenizer) -> _Encoded:
+    return *tokenizer.flat_documents(chunk), sum(map(len, chunk))
 
 
 def _tokenised(
     head: list[list[str]], rest: Iterator[list[str]], tokenizer: Tokenizer, workers: int
-) -> Iterator[tuple[Tokens, list[int], int]]:
+) -> Iterator[_Encoded]:
     if workers < 2:
         for chunk in chain(head, rest):
             yield _encode_chunk(chunk, tokenizer)
         return
     # spawn: torch's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(tokenizer,))
+    pool = ProcessPoolExecutor(workers - 1, context, initializer=_start_worker, initargs=(tokenizer,))
 
-    def submit(chunk: list[str]) -> Future[tuple[Tokens, list[int], int]]:
+    def submit(chunk: list[str]) -> Future[_Encoded]:
         with _main_hidden():  # this may start a worker
             return pool.submit(_work, chunk)
 
     try:
-        yield from in_order(submit, chain(head, rest), 2 * workers)
+        # This process is one of the workers, and tokenises while the others start.
+        work = partial(_encode_chunk, tokenizer=tokenizer)
+        yield from shared(submit, work, chain(head, rest), 2 * (workers - 1))
     except BrokenProcessPool as error:
         raise UlmfitError("a process that tokenises was killed, perhaps for want of memory; run again") from error
     finally:
@@ -279,10 +279,6 @@ def _main_hidden() -> Iterator[None]:
         yield
     finally:
         vars(main).update(hidden)
-
-
-def _dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
-    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
 def _progress(chars: int, tokens: int, total: int | None, seconds: float) -> str:

@@ -67,7 +67,6 @@ def _has_lower_case(letter: str) -> bool:
     return len(letter.lower()) == 1 and letter.lower().upper() == letter
 
 
-@lru_cache(maxsize=200_000)
 def _mark_case(word: str) -> str:
     lower = word.lower()
     if lower[0].upper() + lower[1:] == word:
@@ -75,6 +74,10 @@ def _mark_case(word: str) -> str:
     if lower.upper() == word and len(lower) == len(word):
         return UPPER + lower
     return word
+
+
+def _escape(text: str) -> str:
+    return text if text.isascii() or not _HAS_ESCAPED.search(text) else text.translate(_TO_ESCAPE)
 
 
 def _mark_elongation(match: re.Match[str]) -> str:
@@ -133,31 +136,49 @@ class Rules:
 
     def normalise(self, text: str) -> str:
         """The part that is not undone: HTML breaks and entities, unusable code points, Unicode form, line ends."""
-        if self.config.html:
-            text = _read_html(text)
-        if not text.isascii():
-            # A lone surrogate cannot be written as UTF-8.
-            text = text.encode("utf-8", "replace").decode("utf-8")
-            if self._form is not None:
+        return text if self._is_normal(text) else self.normalised_utf8(text).decode("utf-8")
+
+    def normalised_utf8(self, text: str) -> bytes:
+        """`normalise(text)` as UTF-8."""
+        if not self._is_normal(text):
+            if self.config.html:
+                text = _read_html(text)
+            if self._form is not None and not text.isascii():
                 text = unicodedata.normalize(self._form, text)
-        if "\r" in text:
-            text = text.replace("\r\n", "\n").replace("\r", "\n")
-        return text
+            if "\r" in text:
+                text = text.replace("\r\n", "\n").replace("\r", "\n")
+        # A lone surrogate cannot be written as UTF-8. (No Unicode form joins "?" to what follows it.)
+        return text.encode("utf-8", "replace")
+
+    def _is_normal(self, text: str) -> bool:
+        return text.isascii() and "\r" not in text and not (self.config.html and ("<" in text or "&" in text))
 
     def apply(self, text: str) -> str:
         """Text with markers, ready for SentencePiece."""
-        text = self.normalise(text)
-        if not text.isascii() and _HAS_ESCAPED.search(text):
-            text = text.translate(_TO_ESCAPE)
+        return self.mark(self.normalise(text))
+
+    def mark(self, text: str) -> str:
+        """Markers in a normalised text."""
+        text = _escape(text)
         if self.config.repetition and _may_repeat(text):
             text = _REPETITION.sub(_mark_repetition, text)
+        return self._mark_each(text).replace("\n", NEWLINE + " ")
+
+    def mark_words(self, words: str) -> str:
+        """As `mark`, for single words with a space between two; each may have a line break at its end.
+
+        All rules but repetition, and elongation of white space, look at one word alone.
+        """
+        return self._mark_each(_escape(words)).replace("\n", NEWLINE)
+
+    def _mark_each(self, text: str) -> str:
         if self.config.case:
             parts = _cased_word().split(text)  # text between words, word, text between words, ...
             parts[1::2] = map(_mark_case, parts[1::2])
             text = "".join(parts)
         if self.config.elongation:
             text = _ELONGATION.sub(_mark_elongation, text)
-        return text.replace("\n", NEWLINE + " ")
+        return text
 
     def invert(self, text: str) -> str:
         """The text a reader would see: exactly `normalise(original)` for `apply(original)`.

@@ -41,6 +41,8 @@ class Tokenizer:
     def __init__(self, model: bytes, config: TokenizerConfig) -> None:
         import sentencepiece
 
+        from ulmfit.text.words import Words, fits
+
         self.config = config
         self.rules = Rules(config.rules)
         self._model = model
@@ -51,6 +53,7 @@ class Tokenizer:
             self.vocab_size: int = self._processor.vocab_size()
             self.pieces: list[str] = [self._processor.id_to_piece(i) for i in range(self.vocab_size)]
             specials = (self._processor.pad_id(), self._processor.unk_id(), self._processor.bos_id())
+            by_word = fits(self._processor, self.pieces)
         except Exception as error:  # sentencepiece raises RuntimeError or ValueError without details
             raise BundleError("the tokenizer model is not a SentencePiece model; write the bundle again") from error
         if specials != (self.pad_id, self.unk_id, self.bos_id):
@@ -58,6 +61,7 @@ class Tokenizer:
                 f"the tokenizer numbers its pad, unknown and begin pieces {specials}, expected (0, 1, 2); "
                 "train it with ulmfit"
             )
+        self._words = Words(self._processor, self.rules, self.pieces, self.bos_id) if by_word else None
         self.fingerprint = self._fingerprint()
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes, TokenizerConfig]]:
@@ -138,27 +142,45 @@ class Tokenizer:
 
     # -- text and ids --------------------------------------------------------------------------------------------
 
+    # A text's words between spaces are segmented each on its own, so that a word has the same ids wherever it stands.
+    # Over a text, SentencePiece decides near-ties by sums in 32 bits, which depend on all that went before. Sampling,
+    # and a model whose pieces cross spaces, work on whole texts.
+
     def encode(self, text: str) -> list[int]:
         """Ids of one text, without the begin marker."""
+        if self._words is not None:
+            return self._words.encode(text)
         ids: list[int] = self._processor.encode(self.rules.apply(text))
         return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1, sampling: bool = False) -> list[list[int]]:
         """Ids of many texts. `sampling` (`config.sampling_alpha`) draws segmentations (Kudo 2018), on one thread."""
-        ids: list[list[int]] = self._processor.encode(
-            [self.rules.apply(text) for text in texts], **self._how(threads, sampling)
-        )
-        return ids
+        return [document[1:].tolist() for document in self.documents(texts, threads, sampling)]
 
-    def documents(self, texts: Sequence[str], threads: int = 1, sampling: bool = False) -> list[NDArray[np.int32]]:
+    def documents(self, texts: Sequence[str], threads: int = 1, sampling: bool = False) -> list[NDArray[Any]]:
         """As `encode_batch`, each behind the begin marker, as arrays."""
-        ids: list[NDArray[np.int32]] = self._processor.encode(
+        flat, lengths = self.flat_documents(texts, threads, sampling)
+        ends = lengths.cumsum().tolist()
+        return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+    def flat_documents(
+        self, texts: Sequence[str], threads: int = 1, sampling: bool = False
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """As `documents`, all in one array (uint16, uint32 for more pieces), and how many ids each has."""
+        import numpy as np
+
+        from ulmfit.text.word_table import id_type
+
+        if self._words is not None and not (sampling and self.config.sampling_alpha > 0):
+            return self._words.documents(texts, threads)
+        found: list[NDArray[np.int32]] = self._processor.encode(
             [self.rules.apply(text) for text in texts],
             return_type="numpy",
             add_bos=True,
             **self._how(threads, sampling),
         )
-        return ids
+        lengths = np.fromiter(map(len, found), np.int64, len(found))
+        return np.concatenate([np.empty(0, np.int32), *found]).astype(id_type(self.vocab_size)), lengths
 
     def _how(self, threads: int, sampling: bool) -> dict[str, Any]:
         if sampling and self.config.sampling_alpha > 0:
