@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -136,6 +137,25 @@ def test_other_dropout_or_frozen_layers_want_other_graphs(stand_ins: type[Stand]
     train(replace(CONFIG, epochs=3), [Graphs(), Change()])
     full = [shape for shape in stand_ins.recorded if shape == (8, 12)]
     assert len(full) == 3
+
+
+def test_without_graphs_where_they_cannot_be_recorded(
+    stand_ins: type[Stand], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: Stand, *inputs: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Stand, "record", fail)
+    monkeypatch.setattr(logging.getLogger("ulmfit"), "propagate", True)
+    model, _ = train(CONFIG, [Graphs()])
+    assert not stand_ins.replayed
+    assert [record.getMessage() for record in caplog.records if "without CUDA graphs" in record.getMessage()] == [
+        "training goes on without CUDA graphs, as with trainer.cuda_graphs=false: "
+        "operation not permitted when stream is capturing"
+    ]
+    expected, _ = train(CONFIG, [])
+    for found, other in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(found, other)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ class StepGraphs:
 
     def __init__(self, module: LMModule) -> None:
         self._module = module
+        self._works = True
         self._forget(None)
 
     def _forget(self, key: Hashable) -> None:
@@ -68,6 +69,8 @@ class StepGraphs:
 
     def __call__(self, tokens: Tensor, targets: Tensor, state: State | None) -> LMLoss:
         key = self._module.settings()
+        if not self._works:
+            return self._module.loss(tokens, targets, state)
         if key != self._key:
             self._forget(key)
         graph = self._graphs.get(tokens.shape)
@@ -81,7 +84,13 @@ class StepGraphs:
                 self._state = [(torch.empty_like(h), torch.empty_like(c)) for h, c in state]
                 self._pool = torch.cuda.graph_pool_handle()
             graph = _Graph(tokens, targets)
-            graph.record(self._module, self._state, self._parameters, self._gradients, self._pool)
+            try:
+                graph.record(self._module, self._state, self._parameters, self._gradients, self._pool)
+            except RuntimeError as error:  # a kernel that cannot be recorded, or too little memory
+                log.warning("training goes on without CUDA graphs, as with trainer.cuda_graphs=false: %.200s", error)
+                self._forget(key)
+                self._works = False
+                return self._module.loss(tokens, targets, state)
             self._graphs[tokens.shape] = graph
         self._take(state)
         cross_entropy, penalty = graph.replay(tokens, targets)
