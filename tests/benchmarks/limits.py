@@ -35,7 +35,7 @@ def measure(folder: Path, settings: dict[str, Any]) -> Callable[[], dict[str, An
     import torch
 
     if settings["device"] == "gpu":
-        return lambda: _gpu(settings["tiny"])
+        return _gpu
 
     from ulmfit.text.tokenizer import Tokenizer
 
@@ -70,7 +70,7 @@ def measure(folder: Path, settings: dict[str, Any]) -> Callable[[], dict[str, An
     return run
 
 
-def _gpu(tiny: bool) -> dict[str, Any]:
+def _gpu() -> dict[str, Any]:
     import torch
 
     found = {}

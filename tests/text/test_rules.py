@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from strategies import rules_configs as configs
 
 from ulmfit.config import RulesConfig
 from ulmfit.errors import UsageError
@@ -26,14 +27,6 @@ PARTS = [
     "😀😀😀😀", "<br />", "&amp;", "&",
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(PARTS) | st.text(max_size=4), max_size=12).map("".join)
-configs = st.builds(
-    RulesConfig,
-    unicode=st.sampled_from(["nfc", "nfkc", "none"]),
-    html=st.booleans(),
-    case=st.booleans(),
-    elongation=st.booleans(),
-    repetition=st.booleans(),
-)
 
 
 @settings(max_examples=1500, deadline=None)

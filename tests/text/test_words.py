@@ -18,6 +18,7 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from strategies import rules_configs as configs
 
 from ulmfit.config import RulesConfig, TokenizerConfig
 from ulmfit.text import words
@@ -43,14 +44,6 @@ PARTS = [
     "<br />", "<br>", "&amp;", "&", "\x7f", "ß", "İ", "Σας", "🅰",
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(PARTS) | st.text(max_size=3), max_size=14).map("".join)
-configs = st.builds(
-    RulesConfig,
-    unicode=st.sampled_from(["nfc", "nfkc", "none"]),
-    html=st.booleans(),
-    case=st.booleans(),
-    elongation=st.booleans(),
-    repetition=st.booleans(),
-)
 
 
 def corpus() -> list[str]:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from ulmfit.ahead import shared
 from ulmfit.errors import DataError, UlmfitError
 from ulmfit.status_line import StatusLine
+from ulmfit.text.corpus import portions
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.text.word_table import id_type
 from ulmfit.whole_file import partial_folder, put_folder, read_small, remove_abandoned
@@ -166,7 +167,7 @@ def _write(
 ) -> None:
     dtype = id_type(tokenizer.vocab_size)
     workers = (os.cpu_count() or 1) if workers is None else workers
-    chunks = _chunks(texts)
+    chunks = portions((text for text in texts if text.strip()), _CHUNK_CHARS)
     # Starting processes costs more than tokenising two chunks.
     head = list(islice(chunks, 2))
     small = len(head) < 2 or workers < 2
@@ -201,21 +202,6 @@ def _write(
         "seconds": round(seconds, 2),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-
-
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    chars = 0
-    for text in texts:
-        if not text.strip():
-            continue
-        chunk.append(text)
-        chars += len(text)
-        if chars >= _CHUNK_CHARS:
-            yield chunk
-            chunk, chars = [], 0
-    if chunk:
-        yield chunk
 
 
 _worker_tokenizer: Tokenizer | None = None

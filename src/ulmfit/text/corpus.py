@@ -52,3 +52,17 @@ def sample(lines: Iterable[str], max_chars: int) -> list[str]:
                 kept[slot] = kept[-1]
                 kept.pop()
     return [line for _, line in sorted(kept)]
+
+
+def portions(texts: Iterable[str], chars: int) -> Iterator[list[str]]:
+    """The texts in lists, each as soon as it holds `chars` characters."""
+    portion: list[str] = []
+    held = 0
+    for text in texts:
+        portion.append(text)
+        held += len(text)
+        if held >= chars:
+            yield portion
+            portion, held = [], 0
+    if portion:
+        yield portion

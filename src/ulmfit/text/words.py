@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulmfit.text.corpus import portions
 from ulmfit.text.rules import NEWLINE, Rules
 from ulmfit.text.word_block import BEGIN, Block
 from ulmfit.text.word_table import MOST_IDS, NO_WORD, Ids, Positions, WordTable, id_type, ranges
@@ -118,7 +119,7 @@ class Words:
 
     def documents(self, texts: Sequence[str], threads: int = 1) -> tuple[Ids, Positions]:
         """All ids, each document behind the begin marker, and (D,) how many each document has."""
-        blocks = [self._read(block, threads) for block in _blocks(texts)]
+        blocks = [self._read(block, threads) for block in portions(texts, _BLOCK_CHARS)]
         if len(blocks) == 1:
             return blocks[0]
         return (
@@ -231,16 +232,3 @@ def _end_ids(processor: Any, pieces: Sequence[str]) -> NDArray[np.int64]:
         if pieces[found] == mark:
             ids[ord(mark)] = found
     return ids
-
-
-def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
-    block: list[str] = []
-    chars = 0
-    for text in texts:
-        block.append(text)
-        chars += len(text)
-        if chars >= _BLOCK_CHARS:
-            yield block
-            block, chars = [], 0
-    if block:
-        yield block

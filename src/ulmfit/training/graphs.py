@@ -68,9 +68,9 @@ class StepGraphs:
         self._pool: Any = None  # memory that all graphs use in turn; without them it cannot be used again
 
     def __call__(self, tokens: Tensor, targets: Tensor, state: State | None) -> LMLoss:
-        key = self._module.settings()
         if not self._works:
             return self._module.loss(tokens, targets, state)
+        key = self._module.settings()
         if key != self._key:
             self._forget(key)
         graph = self._graphs.get(tokens.shape)
