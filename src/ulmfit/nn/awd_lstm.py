@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ulmfit.config import DropoutConfig
-from ulmfit.nn import cudnn, stepwise
+from ulmfit.nn import bfloat16, cudnn, stepwise
 from ulmfit.nn.dropout import embedding_dropout, variational_dropout, weight_dropout
 from ulmfit.nn.tiles import missing_rows
 
@@ -87,6 +87,8 @@ class AWDLSTM(nn.Module):
                 return stepwise.lstm(rnn, x, state)
             if x.device.type == "cuda" and self.training:
                 return cudnn.lstm(rnn, weight_dropout(rnn.get_parameter("weight_hh_l0"), rate, True), x, state)
+            if self.training and bfloat16.is_worth_it(rnn, x):
+                return bfloat16.lstm(rnn, weight_dropout(rnn.get_parameter("weight_hh_l0"), rate, True), x, state)
             if self.training and rate > 0:
                 # functional_call swaps the matrix for this call only: names, gradients and the fast kernels stay.
                 dropped = {"weight_hh_l0": weight_dropout(rnn.get_parameter("weight_hh_l0"), rate, True)}
