@@ -11,8 +11,6 @@ import datetime
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import material
 import report
 import scale
 from cases import CASES, GPU_CASES, GPU_NAMES, NAMES, Case
+from measured import Measured
 from processes import Failed, Worker
 
 
@@ -108,6 +107,8 @@ def compare(chosen: list[Case], folder: Path, out: Path, options: argparse.Names
         measured.append(found)
         before = time.monotonic()
         found.measure(folder, options.repeats or case.repeats or 5)
+        if found.without_limits:
+            _say(f"  the machine's limit was not measured beside the runs: {found.without_limits}")
         _write(content, measured, started, out, kept)
         for row in (row for row in content["rows"] if row["case"] == case.name):
             _tell(row)
@@ -123,77 +124,8 @@ def compare(chosen: list[Case], folder: Path, out: Path, options: argparse.Names
 
 
 def _settings(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    return {"threads": options.threads, "device": case.device, **case.settings, **(case.tiny if options.tiny else {})}
-
-
-class Measured:
-    """What was measured of a case: of each of our ways, and of fastai; or why not."""
-
-    def __init__(self, case: Case, settings: dict[str, Any]) -> None:
-        self.case = case
-        self.settings = settings
-        # Sides measure in this order: ours and theirs take turns.
-        self.ways = {way.label or "ours": way for way in case.ways}
-        self.sides = [*self.ways, *([] if case.alone else ["fastai"])]
-        self.runs: dict[str, list[dict[str, Any]]] = {side: [] for side in self.sides}
-        self.peaks: dict[str, float] = {}
-        self.failed: dict[str, str] = {}
-
-    def measure(self, folder: Path, repeats: int) -> None:
-        """A process for each side; a side that fails is left out from then on."""
-        workers: dict[str, Worker] = {}
-        try:
-            if self.settings.get("shape") == "full" and not (folder / "full").exists():
-                with Worker("ours", "make_full", folder, self.settings):
-                    pass
-            # Side by side where nothing is measured of the processor that they share.
-            with ThreadPoolExecutor(len(self.sides) if self.case.device == "gpu" else 1) as pool:
-                for side in self.sides:
-                    more = {} if side == "fastai" else self.ways[side].settings
-                    module = "theirs" if side == "fastai" else "ours"
-                    pool.submit(self._try, side, lambda s=side, m=module, x=more: self._start(workers, s, m, folder, x))
-            for _ in range(repeats):
-                for side in [side for side in self.sides if side not in self.failed]:
-                    self._try(side, lambda s=side: self.runs[s].append(workers[s].measure()))
-            if self.case.device == "cpu":
-                self.peaks = {side: worker.memory_mb for side, worker in workers.items()}
-        except Failed as error:
-            self.failed = dict.fromkeys(self.sides, str(error))
-        finally:
-            for worker in workers.values():
-                worker.__exit__()
-
-    def _start(self, workers: dict[str, Worker], side: str, module: str, folder: Path, more: dict[str, Any]) -> None:
-        workers[side] = Worker(module, self.case.task, folder, {**self.settings, **more}).__enter__()
-
-    def _try(self, side: str, step: Callable[[], object]) -> None:
-        try:
-            step()
-        except Failed as error:
-            self.failed[side] = str(error)
-
-    def rows(self, limits: dict[str, float]) -> list[dict[str, Any]]:
-        """A row of the report for each of our ways that worked; without fastai's side if that failed."""
-        theirs = [] if "fastai" in self.failed else self.runs.get("fastai", [])
-        return [
-            report.row(
-                self.case,
-                way,
-                self.runs[side],
-                theirs,
-                (self.peaks.get(side, 0.0), self.peaks.get("fastai", 0.0)),
-                limits,
-            )
-            for side, way in self.ways.items()
-            if side not in self.failed
-        ]
-
-    def failures(self) -> list[dict[str, str]]:
-        """Which side failed and why."""
-        return [
-            {"case": self.case.name, "what": self.case.what, "title": f"{self.case.title}, {side}", "why": why}
-            for side, why in self.failed.items()
-        ]
+    trial = case.tiny if options.tiny else {}
+    return {"threads": options.threads, "device": case.device, "tiny": options.tiny, **case.settings, **trial}
 
 
 def _write(content: dict[str, Any], measured: list[Measured], started: float, out: Path, kept: dict[str, Any]) -> None:
@@ -230,6 +162,8 @@ def _profile(content: dict[str, Any], folder: Path, options: argparse.Namespace)
 def _tell(row: dict[str, Any]) -> None:
     ours, theirs, ratio = (row.get(name, {}).get("median") for name in ("ours", "theirs", "ratio"))
     shown = f"  {row['title']}: {ours:.4g} {row['unit']}"
+    if "share" in row:
+        shown += f", {row['share']['value']:.0%} of {row['share']['of']}"
     if ratio is not None:
         shown += f", fastai {theirs:.4g}, ratio {ratio:.3g}x (of processor time {row['cpu_ratio']['median']:.3g}x)"
         shown += f", memory {row['memory_ratio']}x"

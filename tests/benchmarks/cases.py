@@ -15,8 +15,8 @@ class Way:
     Attributes:
         goal: fastai's time over ours for the same work; None: there is none.
         most: largest figure allowed, in the case's unit.
-        share: the limit (a key of `limits.measure`) whose share is shown; `least_share` is its goal. Work is compared
-            with it, or the operations ("flop") of its matrix products.
+        share: the limit whose share is shown, a name that `limits.beside` knows, or on a GPU a key of `limits.measure`;
+            `least_share` is its goal. Work is compared with it, or the operations ("flop") of its matrix products.
     """
 
     label: str = ""
@@ -153,7 +153,7 @@ CASES = [
         (
             Way("fp32", {"precision": "fp32"}, 3, share="square fp32"),
             Way("bf16", {"precision": "bf16"}, 6, share="square bf16"),
-            Way("int8", {"precision": "int8"}, 6),
+            Way("int8", {"precision": "int8"}, 6, share="recurrent product int8"),
         ),
         {"texts": 1500},
         {"texts": 40},
@@ -165,9 +165,9 @@ CASES = [
         "50 TREC questions one by one from string to label: Predictor.predict_one against learn.predict (fp32)",
         "ms",
         (
-            Way("fp32", {"precision": "fp32"}, 10, most=5.0),
-            Way("bf16", {"precision": "bf16"}, 10, most=5.0),
-            Way("int8", {"precision": "int8"}, 10, most=5.0),
+            Way("fp32", {"precision": "fp32"}, 10, most=5.0, share="products of a text fp32"),
+            Way("bf16", {"precision": "bf16"}, 10, most=5.0, share="products of a text bf16"),
+            Way("int8", {"precision": "int8"}, 10, most=5.0, share="products of a text int8"),
         ),
         {"texts": 50},
         {"texts": 5},

@@ -1,4 +1,4 @@
-"""What this machine can do at most: matrix products at the sizes of the networks, and copying memory."""
+"""What this machine can do at most: matrix products at the sizes of the networks, SentencePiece, copying memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import material
+
+Call = Callable[[], object]
 
 # (M, K, N) of a product (M, K) x (K, N); rows are 64 texts, or 64 x 70 tokens.
 PRODUCTS = {
@@ -24,6 +28,9 @@ PRODUCTS = {
     "input 640": (4480, 640, 2560),
     "decoder 12000x256": (1024, 256, 12000),
 }
+# Those measured beside the runs: a square that takes a tenth of a second, and a step of a batch of texts.
+BESIDE = {"square": (2048, 2048, 2048), "recurrent product": (256, 640, 2560)}
+TEXT = "products of a text"
 
 
 def measure(folder: Path, settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
@@ -37,8 +44,6 @@ def measure(folder: Path, settings: dict[str, Any]) -> Callable[[], dict[str, An
     if settings["device"] == "gpu":
         return _gpu
 
-    from ulmfit.text.tokenizer import Tokenizer
-
     torch.set_num_threads(settings["threads"])
     shrink, seconds = (16, 0.01) if settings["tiny"] else (1, 0.6)
 
@@ -47,27 +52,150 @@ def measure(folder: Path, settings: dict[str, Any]) -> Callable[[], dict[str, An
         for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             for name, (m, k, n) in PRODUCTS.items():
                 m, k, n = max(1, m // shrink), k // shrink, n // shrink
-                left, right = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
-                weight = right.t().contiguous()
-                layouts: list[Callable[[], object]] = [
-                    lambda a=left, b=right: torch.mm(a, b),
-                    lambda a=left, b=weight: torch.nn.functional.linear(a, b),
-                    lambda a=left, b=weight: torch.mm(b, a.t()),
-                ]
+                layouts = _layouts(torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype))
                 each = min(_best(layout, seconds / len(layouts)) for layout in layouts)
                 found[f"{name} {kind}"] = round(2 * m * k * n / each / 1e9, 1)
         source = torch.zeros(2**28 // shrink // 4)
         target = torch.empty_like(source)
-        tokenizer = Tokenizer.load(material.SHIPPED)
-        texts = material.articles(folder, 4_000_000)
-        marked = [tokenizer.rules.apply(text) for text in texts]
-        processor, threads = tokenizer._processor, settings["threads"]
-        each = _best(lambda: processor.encode(marked, num_threads=threads, return_type="numpy"), 2 * seconds)
-        found["SentencePiece"] = round(sum(len(text.encode()) for text in texts) / each / 1e6, 1)
+        encode, size = _sentencepiece(folder, settings["threads"])
+        found["SentencePiece"] = round(size / _best(encode, 2 * seconds), 1)
         found["memory copy"] = round(2 * source.nbytes / _best(lambda: target.copy_(source), seconds) / 1e9, 1)
         return found
 
     return run
+
+
+def beside(folder: Path, settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """The limits `settings["names"]` as they are at the moment, for a machine whose speed drifts.
+
+    Those of which this torch has no way on this processor are left out.
+
+    GFLOP/s (GOP/s in int8) of the products in `BESIDE`, MB/s of SentencePiece, or how many of the questions a second
+    could be read one by one if only their products took time, each in the fastest way that torch has.
+    """
+    import torch
+
+    torch.set_num_threads(settings["threads"])
+    shrink, seconds = (16, 0.01) if settings["tiny"] else (1, 0.4)
+
+    def prepare(name: str) -> tuple[Call, float]:
+        if name == "SentencePiece":
+            return _sentencepiece(folder, settings["threads"])
+        what, kind = name.rsplit(" ", 1)
+        if what == TEXT:
+            return _text(folder, settings["texts"], kind, seconds / 8)
+        m, k, n = (size // shrink for size in BESIDE[what])
+        return _fastest(_ways(m, k, n, kind), seconds / 2), 2 * m * k * n / 1e9
+
+    prepared = {}
+    for name in settings["names"]:
+        with torch.inference_mode(), suppress(NotImplementedError):
+            prepared[name] = prepare(name)
+
+    def run() -> dict[str, Any]:
+        with torch.inference_mode():
+            return {name: amount / _best(call, seconds) for name, (call, amount) in prepared.items()}
+
+    return run
+
+
+def _sentencepiece(folder: Path, threads: int) -> tuple[Call, float]:
+    """Cuts articles into pieces, without our rules; and how many MB they are."""
+    from ulmfit.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(material.SHIPPED)
+    texts = material.articles(folder, 4_000_000)
+    marked = [tokenizer.rules.apply(text) for text in texts]
+    processor = tokenizer._processor
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    return lambda: processor.encode(marked, num_threads=threads, return_type="numpy"), size
+
+
+def _text(folder: Path, count: int, kind: str, seconds: float) -> tuple[Call, float]:
+    """The products with which the shipped network reads a text of the questions' mean length; and how many it is.
+
+    A layer multiplies all its inputs at once, but its states one after the other: each needs the one before.
+    """
+    mean = material.tokens_a_text(material.questions(folder, count))
+    steps = round(mean)
+    layers = [
+        [_fastest(_ways(m, k, 4 * out, kind, at_work=True), seconds) for m, k in ((steps, into), (1, out))]
+        for into, out in material.shipped_architecture().layer_sizes()
+    ]
+
+    def read() -> None:
+        for inputs, state in layers:
+            inputs()
+            for _ in range(steps):
+                state()
+
+    return read, steps / mean
+
+
+def _fastest(ways: list[Call], seconds: float) -> Call:
+    """The one that takes least time.
+
+    Raises:
+        NotImplementedError: there is none.
+    """
+    if not ways:
+        raise NotImplementedError
+    times = [_best(way, seconds) for way in ways]
+    return ways[times.index(min(times))]
+
+
+def _ways(m: int, k: int, n: int, kind: str, at_work: bool = False) -> list[Call]:
+    """A product (m, k) x (k, n) in "fp32", "bf16" or "int8"; `at_work`: also with weights that never change again."""
+    import torch
+
+    rows, weight = torch.randn(m, k), torch.randn(n, k)
+    if kind == "int8":
+        return _int8_ways(rows, weight)
+    rows, weight = (each.to(torch.bfloat16 if kind == "bf16" else torch.float32) for each in (rows, weight))
+    return [*_layouts(rows, weight), *(_ways_at_work(rows, weight) if at_work else [])]
+
+
+def _layouts(rows: Any, weight: Any) -> list[Call]:
+    """`rows` (M, K) times `weight` (N, K), or its transpose: the ways that torch's own functions have."""
+    import torch
+
+    right = weight.t().contiguous()
+    return [
+        lambda: torch.mm(rows, right),
+        lambda: torch.nn.functional.linear(rows, weight),
+        lambda: torch.mm(weight, rows.t()),
+    ]
+
+
+def _ways_at_work(rows: Any, weight: Any) -> list[Call]:
+    """A matrix times a vector, and a weight that stays as oneDNN lays it out: faster where fetching it takes long."""
+    import torch
+
+    ways: list[Call] = [lambda: torch.mv(weight, rows[0])] if len(rows) == 1 else []
+    with suppress(AttributeError, RuntimeError):
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, len(rows))
+        multiply = torch.ops.mkldnn._linear_pointwise
+        multiply(rows, packed, None, "none", [], "")  # whether this torch and this processor can
+        ways.append(lambda: multiply(rows, packed, None, "none", [], ""))
+    return ways
+
+
+def _int8_ways(rows: Any, weight: Any) -> list[Call]:
+    """With 8-bit weights, as `ulmfit.nn.reduced` packs them, by each of the libraries that torch has for it."""
+    import torch
+
+    scales = weight.abs().amax(1).double() / 127  # (N,)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*deprecated.*")
+        zeros = torch.zeros(len(scales), dtype=torch.int64)
+        quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+    ways: list[Call] = []
+    for engine in torch.backends.quantized.supported_engines:
+        with suppress(RuntimeError):
+            torch.backends.quantized.engine = engine
+            packed = torch.ops.quantized.linear_prepack(quantized, None)
+            ways.append(lambda packed=packed: torch.ops.quantized.linear_dynamic(rows, packed))
+    return ways
 
 
 def _gpu() -> dict[str, Any]:
@@ -88,7 +216,7 @@ def _gpu() -> dict[str, Any]:
     return found
 
 
-def _gpu_seconds(call: Callable[[], object], times: int = 20) -> float:
+def _gpu_seconds(call: Call, times: int = 20) -> float:
     """The shortest of a few rounds, per call."""
     import torch
 
@@ -104,7 +232,7 @@ def _gpu_seconds(call: Callable[[], object], times: int = 20) -> float:
     return best
 
 
-def _best(call: Callable[[], object], seconds: float) -> float:
+def _best(call: Call, seconds: float) -> float:
     """The shortest time of a call, in some seconds of calls."""
     call()
     best, end = float("inf"), time.perf_counter() + seconds

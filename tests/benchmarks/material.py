@@ -85,6 +85,28 @@ def table(folder: Path, name: str) -> dict[str, tuple[list[str], list[str]]]:
     return found
 
 
+def questions(folder: Path, count: int) -> list[str]:
+    """The first questions, those of the test set before the others."""
+    rows = table(folder, "trec")
+    return [*rows["valid"][0], *rows["train"][0]][:count]
+
+
+def tokens_a_text(texts: list[str]) -> float:
+    """Mean number of pieces, begin markers included."""
+    from ulmfit.text.tokenizer import Tokenizer
+
+    documents = Tokenizer.load(SHIPPED).documents(texts)
+    return sum(map(len, documents)) / len(documents)
+
+
+def shipped_architecture() -> Any:
+    """Sizes of the shipped network."""
+    from ulmfit.bundle import load_bundle
+    from ulmfit.nn.awd_lstm import Architecture
+
+    return Architecture(**load_bundle(SHIPPED).info.architecture)
+
+
 def wikipedia(data: Path, size: int) -> Iterator[str]:
     """Articles of together `size` bytes."""
 

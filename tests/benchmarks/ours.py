@@ -233,7 +233,7 @@ def classifier_epoch(folder: Path, settings: Settings) -> Measure:
     )
     learner.unfreeze()
     texts = material.table(folder, settings["file"])["train"][0]
-    flop = tokens_a_text(texts) * training_flop(learner.model.encoder.architecture, decoder=False)
+    flop = material.tokens_a_text(texts) * training_flop(learner.model.encoder.architecture, decoder=False)
 
     def measure() -> dict[str, Any]:
         started = time.perf_counter()
@@ -246,14 +246,6 @@ def classifier_epoch(folder: Path, settings: Settings) -> Measure:
         warnings.simplefilter("ignore")  # nothing has been trained yet
         learner.validate()  # warms up in less time than an epoch
     return measure
-
-
-def tokens_a_text(texts: list[str]) -> float:
-    """Mean number of pieces, begin markers included."""
-    from ulmfit.text.tokenizer import Tokenizer
-
-    documents = Tokenizer.load(material.SHIPPED).documents(texts)
-    return sum(map(len, documents)) / len(documents)
 
 
 def _predictor(folder: Path, settings: Settings) -> tuple[Any, list[str]]:
@@ -270,17 +262,12 @@ def _predictor(folder: Path, settings: Settings) -> tuple[Any, list[str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         bundle = _classifier(folder, {**settings, "precision": "32-true"}, "trec").save(folder / f"ours-{os.getpid()}")
-    rows = material.table(folder, "trec")
-    texts = [*rows["valid"][0], *rows["train"][0]][: settings["texts"]]
-    return ulmfit.load(bundle, **options), texts
+    return ulmfit.load(bundle, **options), material.questions(folder, settings["texts"])
 
 
 def predict_many(folder: Path, settings: Settings) -> Measure:
-    from ulmfit.bundle import load_bundle
-    from ulmfit.nn.awd_lstm import Architecture
-
     predictor, texts = _predictor(folder, settings)
-    flop = tokens_a_text(texts) * reading_flop(Architecture(**load_bundle(material.SHIPPED).info.architecture))
+    flop = material.tokens_a_text(texts) * reading_flop(material.shipped_architecture())
 
     def measure() -> dict[str, Any]:
         started = time.perf_counter()

@@ -127,6 +127,43 @@ class Worker:
             wait = max(0.05, 100 * (time.thread_time() - began))
 
 
+class Beside:
+    """The machine's limits, measured between runs by a process that sleeps meanwhile; use it in a `with` statement.
+
+    Attributes:
+        failed: why there are none (any more).
+    """
+
+    def __init__(self, names: list[str], folder: Path, settings: dict[str, Any]) -> None:
+        self._names = names
+        self._start = lambda: Worker("limits", "beside", folder, {**settings, "names": names}).__enter__()
+        self._worker: Worker | None = None
+        self.failed = ""
+
+    def __enter__(self) -> Beside:
+        if self._names:
+            try:
+                self._worker = self._start()
+            except Failed as error:
+                self.failed = str(error)
+        return self
+
+    def measure(self) -> dict[str, float]:
+        """Each of the names that can be measured, as it is now."""
+        if self._worker is None or self.failed:
+            return {}
+        try:
+            found = self._worker.measure()
+        except Failed as error:
+            self.failed = str(error)
+            return {}
+        return {name: found[name] for name in self._names if name in found}
+
+    def __exit__(self, *_: object) -> None:
+        if self._worker is not None:
+            self._worker.__exit__()
+
+
 def _status(pid: int, name: str) -> float:
     """A line of /proc/PID/status in MB."""
     try:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import shares
 from cases import CASES, GPU_CASES, Case, Way
 
 from ulmfit.whole_file import whole_file
@@ -57,15 +58,9 @@ def row(case: Case, way: Way, ours: Measured, theirs: Measured, peaks: Peaks, li
             goals.append(_goal("error not above fastai's", errors[0] <= errors[1]))
     if way.most is not None:
         goals.append(_goal(f"at most {way.most:g} {case.unit}", found["ours"]["median"] <= way.most))
-    if way.share in limits:
-        speed = found["ours"]["median"]
-        if "flop" in ours[0]:
-            speed *= ours[0]["flop"] / 1e9
-            found["gflops"] = round(speed, 1)
-        found["share"] = {"of": way.share, "value": round(speed / limits[way.share], 3)}
-        if theirs:
-            found["ratio_at_the_limit"] = round(found["ratio"]["median"] * limits[way.share] / speed, 2)
-        if way.least_share is not None:
+    if way.share is not None:
+        shares.add(found, way.share, ours, theirs, limits)
+        if "share" in found and way.least_share is not None:
             goals.append(_goal(f"{way.least_share:.0%} of the matrix peak", found["share"]["value"] >= way.least_share))
     found["goals"] = goals
     return found
@@ -130,7 +125,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines += [
         f"Medians of {content['repeats']} alternating runs, if not said otherwise, and their range. A ratio is "
         "fastai's time divided by ours for the same work; the limit is the ratio if nothing but the matrix products "
-        "took time, or SentencePiece, at the machine's speed below.",
+        f"took time, or SentencePiece, {shares.at_what_speed(rows)}.",
         "",
         "| case | unit | this package | fastai | ratio | limit | goal | met |",
         "|---|---|---|---|---|---|---|---|",
@@ -191,7 +186,7 @@ def machine_lines(content: dict[str, Any]) -> list[str]:
 def _limits(content: dict[str, Any]) -> list[str]:
     limits = content["limits"]
     if not limits:
-        return ["## The machine's limit", "", "Not measured."]
+        return ["## The machine's limit", "", "Not measured.", *shares.lines(content["rows"])]
     pieces = "; SentencePiece alone, without our rules, hand-over and files: {SentencePiece} MB/s"
     lines = [
         "## The machine's limit",
@@ -205,14 +200,7 @@ def _limits(content: dict[str, Any]) -> list[str]:
     names = [name.removesuffix(" bf16") for name in limits if name.endswith(" bf16")]
     lines += [f"| product | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(str(limits[f'{name} {kind}']) for kind in kinds)} |" for name in names]
-    shares = [row for row in content["rows"] if "share" in row]
-    if shares:
-        lines += ["", "| case | GFLOP/s | share of the limit |", "|---|---|---|"]
-        for row in shares:
-            share = row["share"]
-            lines.append(f"| {row['title']} | {row.get('gflops', '-')} | {share['value']:.0%} of {share['of']} |")
-        lines += ["", "Counted are matrix products of tokens that are no padding; in an epoch those of training."]
-    return lines
+    return [*lines, *shares.lines(content["rows"])]
 
 
 def _profile(found: dict[str, Any]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -34,6 +36,139 @@ def cells(page: str) -> None:
         assert len({line.count("|") for line in table.splitlines()}) == 1, table
 
 
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of the benchmark."""
+    monkeypatch.syspath_prepend(str(HERE))
+    return importlib.import_module
+
+
+def runs(*figures: tuple[float, float | None]) -> list[dict[str, Any]]:
+    """Of 1,000 tokens of a GFLOP each, by seconds and the limit measured beside it."""
+    return [
+        {"seconds": seconds, "cpu_seconds": seconds, "work": 1000, "flop": 1e9}
+        | ({} if limit is None else {"limits": {"square fp32": limit}})
+        for seconds, limit in figures
+    ]
+
+
+def full_step(harness: Any, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of a report: fp32 at full size, where the best product of the whole report was at 125 GFLOP/s."""
+    (case,) = (case for case in harness("cases").CASES if case.name == "lm_step_full")
+    row: dict[str, Any] = harness("report").row(case, case.ways[0], ours, theirs, (1.0, 1.0), {"square fp32": 125.0})
+    return row
+
+
+def peak_goal(row: dict[str, Any]) -> bool:
+    (met,) = (goal["met"] for goal in row["goals"] if goal["goal"] == "90% of the matrix peak")
+    return bool(met)
+
+
+def page_of(harness: Any, *rows: dict[str, Any]) -> str:
+    content = {"command": "", "date": "", "seconds": 0, "tiny": False, "repeats": 3, "device": "cpu", "failures": []}
+    content |= {"machine": harness("limits").machine(1), "limits": {}, "rows": list(rows)}
+    page: str = harness("report").markdown(content)
+    cells(page)
+    return page
+
+
+def test_a_run_is_compared_with_the_limit_beside_it(harness: Any) -> None:
+    # The machine is half as fast in the second round.
+    theirs = runs((15, 100), (30, 50), (15, 120))
+    row = full_step(harness, runs((10, 110), (20, 55), (10, 125)), theirs)
+    assert row["share"] == {
+        "of": "square fp32", "value": 0.909, "min": 0.8, "max": 0.909, "values": [0.909, 0.909, 0.8],
+    }  # fmt: skip
+    assert peak_goal(row)
+    assert row["ratio_at_the_limit"] == 1.5  # the median of 15 x 100, 30 x 50 and 15 x 120, by 1,000
+    assert (row["ours"]["limits"], row["theirs"]["limits"]) == ([110, 55, 125], [100, 50, 120])
+    page = page_of(harness, row)
+    assert "| 100.0 | 110 | 91% (80%-91%) of square fp32 |" in page
+    assert (
+        "SentencePiece, at the machine's speed directly before and after fastai's run." in page
+        and "without a range" not in page
+    )
+
+    assert not peak_goal(full_step(harness, runs((10, 115), (20, 55), (10, 125)), theirs))
+    alone = full_step(harness, runs((10, 110)), [])
+    assert alone["share"]["value"] == 0.909 and "ratio_at_the_limit" not in alone
+
+
+def test_without_a_limit_beside_the_runs_the_best_of_the_report_counts(harness: Any) -> None:
+    row = full_step(harness, runs((10, 110), (20, 55), (10, None)), runs((15, 100), (30, 50), (15, 120)))
+    assert row["share"] == {"of": "square fp32", "value": 0.8} and not peak_goal(row)
+    assert row["ratio_at_the_limit"] == 1.88  # 1.5 x 125 / 100
+    page = page_of(harness, row)
+    assert "| 100.0 | - | 80% of square fp32 |" in page and "SentencePiece, at the machine's speed below." in page
+    beside = full_step(harness, runs((10, 110)), runs((15, 100)))
+    assert "A share without a range" in page_of(harness, row, beside)
+
+
+def test_limits_are_measured_before_and_after_every_run(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of fastai, and where its side fails on the way."""
+    measured, failed = harness("measured"), harness("processes").Failed
+    clock = itertools.count()
+
+    class Fake:
+        memory_mb = 1.0
+
+        def __init__(self, side: Any, *_: Any) -> None:
+            self.side, self.count, self.failed = side, 0, ""
+
+        def __enter__(self) -> Fake:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def measure(self) -> dict[str, Any]:
+            if not isinstance(self.side, str):  # the names of the limits
+                return {name: float(next(clock)) for name in self.side[:1]}
+            self.count += 1
+            if self.side == "theirs" and self.count == 2:
+                raise failed("broken")
+            return {"seconds": 1.0, "at": next(clock)}
+
+    monkeypatch.setattr(measured, "Worker", Fake)
+    monkeypatch.setattr(measured, "Beside", Fake)
+    (case,) = (case for case in harness("cases").CASES if case.name == "lm_step_small")
+    found = measured.Measured(case, {"threads": 1, "device": "cpu"})
+    found.measure(Path(), 3)
+    assert found.failed == {"fastai": "broken"}
+    assert [len(found.runs[side]) for side in found.sides] == [3, 3, 1]
+    for run in itertools.chain(*found.runs.values()):
+        assert run["limits"] == {"square bf16": run["at"]}  # the mean of the moments before and after
+
+
+@pytest.mark.slow
+def test_limits_beside(harness: Any, tmp_path: Path) -> None:
+    harness("material").prepare(tmp_path, True)
+    cases, beside = harness("cases").CASES, harness("processes").Beside
+    names = sorted({way.share for case in cases for way in case.ways if way.share})
+    settings = {"threads": 1, "device": "cpu", "tiny": True, "texts": 5}
+    with beside(names, tmp_path, settings) as one:
+        found = one.measure(), one.measure()
+    assert one.failed == "" and all(set(each) == set(names) and min(each.values()) > 0 for each in found)
+    with beside(["circle fp32"], tmp_path, settings) as other:
+        assert other.measure() == {} and "circle" in other.failed
+    with beside([], tmp_path, settings) as none:
+        assert (none.measure(), none.failed) == ({}, "")
+
+
+def test_an_older_report_is_kept(harness: Any, tmp_path: Path) -> None:
+    """One whose shares are of the best products before and after all cases."""
+    old = full_step(harness, runs((10, None)), runs((15, None)))
+    content = {"command": "make bench", "date": "2026-01-01", "seconds": 1.0, "machine": harness("limits").machine(1)}
+    content |= {"limits": {"square fp32": 125.0}, "rows": [old], "failures": []}
+    (tmp_path / "cpu.json").write_text(json.dumps(content))
+    done = bench(tmp_path, "--tiny", "--cases", "help", "--update")
+    assert done.returncode == 0, done.stderr
+    updated, page = read(tmp_path, "cpu")
+    assert [row["case"] for row in updated["rows"]] == ["help", "lm_step_full"] and updated["rows"][1] == old
+    assert "80% of square fp32" in page
+    cells(page)
+
+
 @pytest.mark.slow
 @pytest.mark.fastai
 def test_both_sides_of_a_case(tmp_path: Path) -> None:
@@ -49,6 +184,8 @@ def test_both_sides_of_a_case(tmp_path: Path) -> None:
         assert row[side]["min"] <= row[side]["median"] <= row[side]["max"]
         assert row[side]["peak_memory_mb"] > 0
     assert row["ratio"]["min"] <= row["ratio"]["median"] <= row["ratio"]["max"]
+    assert row["share"]["of"] == "SentencePiece" and row["ratio_at_the_limit"] > 0
+    assert [len(found) for found in (row["share"]["values"], row["ours"]["limits"], row["theirs"]["limits"])] == [2] * 3
     assert {"square fp32", "square bf16", "memory copy"} <= set(content["limits"])
     assert row["title"] in page and "What is compared" in page
     cells(page)

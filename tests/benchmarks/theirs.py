@@ -245,8 +245,7 @@ def classifier_epoch(folder: Path, settings: Settings) -> Measure:
 
 
 def _questions(folder: Path, settings: Settings) -> tuple[Any, list[str]]:
-    rows = material.table(folder, "trec")
-    texts = [*rows["valid"][0], *rows["train"][0]][: settings["texts"]]
+    texts = material.questions(folder, settings["texts"])
     return _classifier(folder, settings, _frame(folder, "trec"), 64), texts
 
 
