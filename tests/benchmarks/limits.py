@@ -49,11 +49,11 @@ def measure(folder: Path, settings: dict[str, Any]) -> Callable[[], dict[str, An
 
     def run() -> dict[str, Any]:
         found = {}
-        for kind, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for kind in ("fp32", "bf16"):
             for name, (m, k, n) in PRODUCTS.items():
                 m, k, n = max(1, m // shrink), k // shrink, n // shrink
-                layouts = _layouts(torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype))
-                each = min(_best(layout, seconds / len(layouts)) for layout in layouts)
+                ways = _ways(m, k, n, kind)
+                each = min(_best(way, seconds / len(ways)) for way in ways)
                 found[f"{name} {kind}"] = round(2 * m * k * n / each / 1e9, 1)
         source = torch.zeros(2**28 // shrink // 4)
         target = torch.empty_like(source)
@@ -119,7 +119,7 @@ def _text(folder: Path, count: int, kind: str, seconds: float) -> tuple[Call, fl
     mean = material.tokens_a_text(material.questions(folder, count))
     steps = round(mean)
     layers = [
-        [_fastest(_ways(m, k, 4 * out, kind, at_work=True), seconds) for m, k in ((steps, into), (1, out))]
+        [_fastest(_ways(m, k, 4 * out, kind), seconds) for m, k in ((steps, into), (1, out))]
         for into, out in material.shipped_architecture().layer_sizes()
     ]
 
@@ -144,15 +144,15 @@ def _fastest(ways: list[Call], seconds: float) -> Call:
     return ways[times.index(min(times))]
 
 
-def _ways(m: int, k: int, n: int, kind: str, at_work: bool = False) -> list[Call]:
-    """A product (m, k) x (k, n) in "fp32", "bf16" or "int8"; `at_work`: also with weights that never change again."""
+def _ways(m: int, k: int, n: int, kind: str) -> list[Call]:
+    """A product (m, k) x (k, n) in "fp32", "bf16" or "int8"."""
     import torch
 
     rows, weight = torch.randn(m, k), torch.randn(n, k)
     if kind == "int8":
         return _int8_ways(rows, weight)
     rows, weight = (each.to(torch.bfloat16 if kind == "bf16" else torch.float32) for each in (rows, weight))
-    return [*_layouts(rows, weight), *(_ways_at_work(rows, weight) if at_work else [])]
+    return [*_layouts(rows, weight), *_onednn_ways(rows, weight)]
 
 
 def _layouts(rows: Any, weight: Any) -> list[Call]:
@@ -167,8 +167,8 @@ def _layouts(rows: Any, weight: Any) -> list[Call]:
     ]
 
 
-def _ways_at_work(rows: Any, weight: Any) -> list[Call]:
-    """A matrix times a vector, and a weight that stays as oneDNN lays it out: faster where fetching it takes long."""
+def _onednn_ways(rows: Any, weight: Any) -> list[Call]:
+    """A matrix times a vector, and oneDNN's own product with a weight as it lays it out."""
     import torch
 
     ways: list[Call] = [lambda: torch.mv(weight, rows[0])] if len(rows) == 1 else []

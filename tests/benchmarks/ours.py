@@ -54,9 +54,9 @@ def tokenise(folder: Path, settings: Settings) -> Measure:
 
     texts = material.articles(folder, settings["bytes"])
     size = sum(len(text.encode()) for text in texts) / 1e6
-    tokenizer = Tokenizer.load(material.SHIPPED)
 
     def measure() -> dict[str, Any]:
+        tokenizer = Tokenizer.load(material.SHIPPED)  # one that has read nothing: it learns words as it goes
         with tempfile.TemporaryDirectory(dir=folder) as cache:
             started = time.perf_counter()
             built = build_token_cache(
