@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from ulmfit import memory
 
-_SECONDS = 8.0  # from one time to the next: pages that are asked for again cost 0.1 s, a hundredth of that
+_SECONDS = 10.0  # from one time to the next: pages that are asked for again cost 0.1 s, a hundredth of that
 _GROWTH = 1.2  # by less than that it is not worth it
 
 
