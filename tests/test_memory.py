@@ -50,3 +50,19 @@ def test_other_systems_are_left_alone(platform: str, monkeypatch: pytest.MonkeyP
 def test_a_c_library_without_it_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     memory.give_back()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+def test_memory_in_use() -> None:
+    before = memory.resident()
+    held = bytearray(b"x" * (64 << 20))
+    assert memory.resident() - before > 48 << 20
+    assert len(held) == 64 << 20
+
+
+def test_memory_in_use_is_zero_where_it_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> None:
+        raise FileNotFoundError("/proc/self/statm")
+
+    monkeypatch.setattr("builtins.open", absent)
+    assert memory.resident() == 0

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from ulmfit import memory
 from ulmfit.ahead import in_order
 from ulmfit.bundle import CLASSIFIER, Bundle, load_bundle
 from ulmfit.config import SIDE_BY_SIDE
@@ -69,11 +70,12 @@ class Predictor:
         # texts of all lengths. It reads this when the first network runs in a process.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
         self.device = pick_device(device)
-        loaded = [b if isinstance(b, Bundle) else load_bundle(b, CLASSIFIER) for b in bundles]
-        self.classes: list[str] = loaded[0].info.labels
         self._members: list[tuple[Bundle, TextClassifier, list[int]]] = []
-        for i, bundle in enumerate(loaded):
-            if sorted(bundle.info.labels) != sorted(self.classes):
+        for i, given in enumerate(bundles):
+            bundle = given if isinstance(given, Bundle) else load_bundle(given, CLASSIFIER)
+            if i == 0:
+                self.classes: list[str] = bundle.info.labels
+            elif sorted(bundle.info.labels) != sorted(self.classes):
                 raise BundleError(
                     f"{bundle.path} has the labels {', '.join(bundle.info.labels)}, the first of the ensemble has "
                     f"{', '.join(self.classes)}; members of an ensemble need the same labels"
@@ -85,7 +87,11 @@ class Predictor:
             model = model.to(self.device).eval()
             if models is None:
                 reduced.reduce_precision(model.encoder, precision)
-            self._members.append((bundle, model, order))
+            # Without the weights of the bundle, which the model has copied.
+            self._members.append((replace(bundle, encoder={}, head={}), model, order))
+        if models is None:
+            del bundle, model
+            memory.give_back()  # what reading and converting took
 
     def probabilities(
         self,
@@ -136,6 +142,7 @@ class Predictor:
                 yield from in_order(lambda batch: pool.submit(read, batch), batches, readers)
         finally:
             torch.set_num_threads(threads)  # a thread sets it for itself, but for MKL and for new threads for all
+            memory.give_back()  # each reader has kept what it freed, and the next ones may be other threads
 
     def predict(self, texts: Sequence[str], batch_size: int = SIDE_BY_SIDE) -> list[Prediction]:
         """Labels and probabilities of many texts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import lightning
@@ -61,6 +62,14 @@ class UlmfitModule(lightning.LightningModule):
         return torch.optim.AdamW(
             parameter_groups(groups, rates, optim.weight_decay), betas=(beta1, beta2), eps=optim.eps, fused=fused
         )
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Lightning would keep the gradients during the next forward pass. On a CPU what that allocates then lies around
+        # them, and what is freed is in smaller pieces, too small for the next batch.
+        optimizer.zero_grad()
 
     def configure_gradient_clipping(
         self,

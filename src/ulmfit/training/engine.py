@@ -139,7 +139,10 @@ def fit_classifier(
     """Train `model` in place, as `fit_language_model`. `train` may be a function of the epoch (subword sampling)."""
     module, data = classifier_parts(model, train, train_labels, valid, valid_labels, config, direction, seed)
     seed_everything(seed)
-    return fit(module, data, config, trainer, logger, folder, ("valid_accuracy", "max"), title, callbacks)
+    try:
+        return fit(module, data, config, trainer, logger, folder, ("valid_accuracy", "max"), title, callbacks)
+    finally:
+        memory.give_back()  # the next fit would add to it
 
 
 def balanced_weights(labels: Sequence[int], classes: int) -> list[float]:

@@ -26,6 +26,7 @@ from ulmfit.nn.processor import cpu_multiplies_bfloat16
 from ulmfit.training.base import UlmfitModule
 from ulmfit.training.callbacks import method_callbacks
 from ulmfit.training.checkpoints import Recovery, Validated, WholeFiles, recovery_path
+from ulmfit.training.freed import FreedMemory
 from ulmfit.training.graphs import CudaGraphs
 from ulmfit.training.processes import ranks_for
 from ulmfit.training.progress import Progress
@@ -165,7 +166,7 @@ def make_trainer(
     shown += [Progress(title)] if trainer_config.enable_progress_bar else []
     return bare_trainer(
         trainer_config,
-        callbacks=[*method, *shown, *callbacks],
+        callbacks=[*method, *shown, *callbacks, FreedMemory()],
         reload_dataloaders_every_n_epochs=1 if fresh_batches else 0,
         max_epochs=config.epochs,
         max_steps=config.max_steps if config.max_steps is not None else -1,
