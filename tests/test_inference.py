@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ulmfit import memory
 from ulmfit.bundle import Bundle, load_bundle
 from ulmfit.data.cache import TokenCache
 from ulmfit.errors import BundleError, UsageError
@@ -243,18 +242,3 @@ def test_weights_of_a_bundle_are_not_kept_beside_the_models(forward: Bundle, tra
         assert not bundle.encoder and not bundle.head
         assert sum(parameter.nbytes for parameter in model.parameters()) > 0
     assert forward.encoder and forward.head  # the caller's own stays whole
-
-
-def test_memory_that_readers_have_freed_is_given_back(forward: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    predictor = Predictor([forward])
-    monkeypatch.setattr(memory, "give_back", lambda: calls.append("given back"))
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        predictor.probabilities(TEXTS[:1])
-        assert calls == []  # one batch has no reader of its own
-        predictor.probabilities(TEXTS, batch_size=2)
-    finally:
-        torch.set_num_threads(before)
-    assert calls == ["given back"]

@@ -142,7 +142,6 @@ class Predictor:
                 yield from in_order(lambda batch: pool.submit(read, batch), batches, readers)
         finally:
             torch.set_num_threads(threads)  # a thread sets it for itself, but for MKL and for new threads for all
-            memory.give_back()  # each reader has kept what it freed, and the next ones may be other threads
 
     def predict(self, texts: Sequence[str], batch_size: int = SIDE_BY_SIDE) -> list[Prediction]:
         """Labels and probabilities of many texts."""

@@ -31,9 +31,10 @@ class Measured:
         """A process for each side; a side that fails is left out from then on."""
         workers: dict[str, Worker] = {}
         try:
-            if self.settings.get("shape") == "full" and not (folder / "full").exists():
-                with Worker("ours", "make_full", folder, self.settings):
-                    pass
+            for bundle in self._bundles():
+                if not (folder / bundle).exists():
+                    with Worker("ours", f"make_{bundle}", folder, self.settings):
+                        pass
             # Side by side where nothing is measured of the processor that they share.
             with ThreadPoolExecutor(len(self.sides) if self.case.device == "gpu" else 1) as pool:
                 for side in self.sides:
@@ -58,6 +59,11 @@ class Measured:
         finally:
             for worker in workers.values():
                 worker.__exit__()
+
+    def _bundles(self) -> list[str]:
+        """What our side reads, made by a process of its own, whose memory is not that of the work measured."""
+        full = ["full"] if self.settings.get("shape") == "full" else []
+        return full + (["classifier"] if self.case.task in ("predict_many", "predict_one") else [])
 
     def _start(self, workers: dict[str, Worker], side: str, module: str, folder: Path, more: dict[str, Any]) -> None:
         workers[side] = Worker(module, self.case.task, folder, {**self.settings, **more}).__enter__()

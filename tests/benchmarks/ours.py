@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -248,6 +247,14 @@ def classifier_epoch(folder: Path, settings: Settings) -> Measure:
     return measure
 
 
+def make_classifier(folder: Path, settings: Settings) -> Measure:
+    """Not a case: the untrained classifier that predicts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _classifier(folder, {**settings, "precision": "32-true"}, "trec").save(folder / "classifier")
+    return lambda: {"seconds": 0.0, "work": 1}
+
+
 def _predictor(folder: Path, settings: Settings) -> tuple[Any, list[str]]:
     """An untrained classifier from its bundle, and questions."""
     import torch
@@ -259,10 +266,7 @@ def _predictor(folder: Path, settings: Settings) -> tuple[Any, list[str]]:
     if options and "precision" not in inspect.signature(ulmfit.load).parameters:
         raise Unavailable("this version predicts in fp32 only")
     torch.set_num_threads(settings["threads"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        bundle = _classifier(folder, {**settings, "precision": "32-true"}, "trec").save(folder / f"ours-{os.getpid()}")
-    return ulmfit.load(bundle, **options), material.questions(folder, settings["texts"])
+    return ulmfit.load(folder / "classifier", **options), material.questions(folder, settings["texts"])
 
 
 def predict_many(folder: Path, settings: Settings) -> Measure:

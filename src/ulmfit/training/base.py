@@ -69,7 +69,8 @@ class UlmfitModule(lightning.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Lightning would keep the gradients during the next forward pass. On a CPU what that allocates then lies around
         # them, and what is freed is in smaller pieces, too small for the next batch.
-        optimizer.zero_grad()
+        if self.device.type == "cpu":
+            optimizer.zero_grad()
 
     def configure_gradient_clipping(
         self,
