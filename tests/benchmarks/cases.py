@@ -179,11 +179,11 @@ CASES = [
         "CSV to TREC-6 test error",
         "end_to_end",
         "fresh processes from train.csv and test.csv to the test error, both from the shipped weights and pieces: "
-        "`ulmfit train experiment=trec6 stage.classifier.epochs=8` (5 epochs before that) against the recipe of "
+        "`ulmfit train experiment=trec6 stage.lm.epochs=2 stage.classifier.epochs=8` against the recipe of "
         "fastai's text tutorial (language model 1 + 10 epochs, classifier 1 + 1 + 1 + 2 with gradual unfreezing)",
         "s",
         (Way(goal=3),),
-        {"batch_size": 64, "words": ["stage.classifier.epochs=8"]},
+        {"batch_size": 64, "words": ["stage.lm.epochs=2", "stage.classifier.epochs=8"]},
         {"words": ["stage.lm.epochs=1", "stage.classifier.epochs=1"]},
         per_second=False,
         repeats=1,
