@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,20 @@ State = tuple[Tensor, Tensor]
 @pytest.fixture
 def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bfloat16, "cpu_has_tiles", lambda: False)
+
+
+@pytest.fixture
+def used(without_tiles: None, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Sizes of inputs and state of each layer that is read with it."""
+    found: list[tuple[int, int]] = []
+    original = bfloat16.lstm
+
+    def lstm(rnn: nn.LSTM, *rest: Any) -> Any:
+        found.append((rnn.input_size, rnn.hidden_size))
+        return original(rnn, *rest)
+
+    monkeypatch.setattr(bfloat16, "lstm", lstm)
+    return found
 
 
 def _gradients(
@@ -107,18 +122,13 @@ def test_the_same_numbers_again() -> None:
         assert torch.equal(one, other)
 
 
-def test_the_encoder_trains_with_it_and_only_trains_with_it(
-    without_tiles: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    used: list[int] = []
-    original = bfloat16.lstm
-    monkeypatch.setattr(bfloat16, "lstm", lambda rnn, *rest: (used.append(rnn.hidden_size), original(rnn, *rest))[1])
+def test_the_encoder_trains_with_it_and_only_trains_with_it(used: list[tuple[int, int]]) -> None:
     encoder = AWDLSTM(Architecture(20, 8, 16, 3), DropoutConfig())
     tokens = torch.randint(20, (3, 5))
     with torch.autocast("cpu", torch.bfloat16):
         output, state = encoder(tokens)
         output.float().sum().backward()
-        assert used == [16, 16, 8]
+        assert [size for _, size in used] == [16, 16, 8]
         encoder(tokens, [(h.detach(), c.detach()) for h, c in state])
         assert len(used) == 6
         encoder.eval()(tokens)
@@ -129,16 +139,13 @@ def test_the_encoder_trains_with_it_and_only_trains_with_it(
     assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
-def test_frozen_layers_are_read_without_it(without_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[int] = []
-    original = bfloat16.lstm
-    monkeypatch.setattr(bfloat16, "lstm", lambda rnn, *rest: (used.append(rnn.input_size), original(rnn, *rest))[1])
+def test_frozen_layers_are_read_without_it(used: list[tuple[int, int]]) -> None:
     encoder = AWDLSTM(Architecture(20, 8, 16, 3), DropoutConfig())
     for part in encoder.layers()[:2]:
         part.requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
         encoder(torch.randint(20, (3, 5)))[0].float().sum().backward()
-    assert used == [16, 16]  # not the first layer
+    assert [width for width, _ in used] == [16, 16]  # not the first layer
     assert encoder.rnns[1].get_parameter("weight_ih_l0").grad is not None
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ulmfit.nn.processor import cpu_has_tiles, cpu_multiplies_bfloat16
+from ulmfit.nn.processor import cpu_casts_to_bfloat16, cpu_has_tiles, cpu_multiplies_bfloat16, onednn_has
 
 _MOST_ROWS = 96  # beyond, oneDNN's layer is as fast
 _STEPS_TO_PACK = 32  # fewer take less time than to lay out transposed weights
@@ -27,13 +27,11 @@ def is_worth_it(rnn: nn.Module, x: Tensor) -> bool:
         and 0 < x.size(0) <= _MOST_ROWS
         and x.size(1) > 0
         and torch.is_grad_enabled()
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and cpu_casts_to_bfloat16()
         and not torch.compiler.is_compiling()
         and cpu_multiplies_bfloat16()
         and not cpu_has_tiles()
-        and bool(torch._C._get_mkldnn_enabled())
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and onednn_has("_linear_pointwise")
     )
 
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ulmfit.nn.processor import cpu_casts_to_bfloat16
+
 
 def variational_dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """One mask for all time steps: (B, T, H) -> (B, T, H), mask (B, 1, H), new for each call."""
@@ -37,8 +39,7 @@ def weight_dropout(weight: Tensor, rate: float, training: bool) -> Tensor:
     """
     if not training or rate == 0 or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return F.dropout(weight, rate, training)
-    reduced = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    dropped: Tensor = _MaskedWeight.apply(weight, rate, reduced)  # type: ignore[no-untyped-call]
+    dropped: Tensor = _MaskedWeight.apply(weight, rate, cpu_casts_to_bfloat16())  # type: ignore[no-untyped-call]
     return dropped
 
 

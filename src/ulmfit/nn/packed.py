@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit.nn.awd_lstm import AWDLSTM
+from ulmfit.nn.processor import onednn_has
 
 _LSTM = 2  # torch's number for this kind of recurrent layer
 
@@ -18,13 +19,8 @@ def pack_weights(encoder: AWDLSTM) -> None:
 
     Outputs stay the same to the last bit. Nothing happens where torch does not multiply with oneDNN.
     """
-    if encoder.embedding.weight.device.type == "cpu" and _can_pack():
+    if encoder.embedding.weight.device.type == "cpu" and onednn_has("_reorder_mkldnn_rnn_layer_weight"):
         encoder.rnns = nn.ModuleList(PackedLSTM(rnn) if isinstance(rnn, nn.LSTM) else rnn for rnn in encoder.rnns)
-
-
-def _can_pack() -> bool:
-    found = torch._C._get_mkldnn_enabled() and torch._C._has_mkldnn
-    return bool(found) and hasattr(torch.ops.mkldnn, "_reorder_mkldnn_rnn_layer_weight")
 
 
 class PackedLSTM(nn.Module):

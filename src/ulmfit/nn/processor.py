@@ -20,6 +20,17 @@ def cpu_multiplies_int8() -> bool:
     return _cpu_has("_is_vnni_supported")
 
 
+def cpu_casts_to_bfloat16() -> bool:
+    """Whether autocast is on for the CPU, with bfloat16."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def onednn_has(operator: str) -> bool:
+    """Whether torch multiplies with oneDNN and has this operator of its own for that."""
+    found = torch._C._get_mkldnn_enabled() and torch._C._has_mkldnn
+    return bool(found) and hasattr(torch.ops.mkldnn, operator)
+
+
 def _cpu_has(question: str) -> bool:
     asked = getattr(torch.cpu, question, None)  # not in every version of torch
     return bool(asked and asked())

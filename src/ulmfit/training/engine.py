@@ -97,11 +97,16 @@ def fit_language_model(
 ) -> FitResult:
     """Train `model` in place; see `fit`. The outcome depends on `seed`, not on random numbers drawn before."""
     module, data = language_model_parts(model, train, valid, config, direction, seed)
+    return _seeded(seed, module, data, config, trainer, logger, folder, ("valid_loss", "min"), title, callbacks)
+
+
+def _seeded(seed: int, *given: Any) -> FitResult:
+    """`fit`, with its random numbers from `seed`; what it has freed goes back, for the next one would add to it."""
     seed_everything(seed)
     try:
-        return fit(module, data, config, trainer, logger, folder, ("valid_loss", "min"), title, callbacks)
+        return fit(*given)
     finally:
-        memory.give_back()  # a classifier often follows in the same process
+        memory.give_back()
 
 
 def classifier_parts(
@@ -138,11 +143,7 @@ def fit_classifier(
 ) -> FitResult:
     """Train `model` in place, as `fit_language_model`. `train` may be a function of the epoch (subword sampling)."""
     module, data = classifier_parts(model, train, train_labels, valid, valid_labels, config, direction, seed)
-    seed_everything(seed)
-    try:
-        return fit(module, data, config, trainer, logger, folder, ("valid_accuracy", "max"), title, callbacks)
-    finally:
-        memory.give_back()  # the next fit would add to it
+    return _seeded(seed, module, data, config, trainer, logger, folder, ("valid_accuracy", "max"), title, callbacks)
 
 
 def balanced_weights(labels: Sequence[int], classes: int) -> list[float]:
