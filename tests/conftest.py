@@ -15,12 +15,23 @@ import pytest
 from attempts import Attempts
 
 from ulmfit.config import TrainConfig
+from ulmfit.interruption import STOP_SIGNALS
 
 ROOT = Path(__file__).resolve().parents[1]
 Settings = Callable[..., TrainConfig]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it for what they start in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """A handler that a test leaves behind would make another one fail, depending on their order."""
+    numbers = (signal.SIGINT, *STOP_SIGNALS)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    assert {number: signal.getsignal(number) for number in numbers} == before
+
 
 TINY = {
     "init": "scratch",

@@ -39,3 +39,20 @@ def stopped_by_signals() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def kept_signal_handlers() -> Iterator[None]:
+    """Afterwards Ctrl-C and the signals do what they did before, however the block ended.
+
+    Lightning 2.6 does not restore handlers where a logger fails in its turn after an error, as on a full disk.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOP_SIGNALS)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # else it was not set from Python
+                signal.signal(number, handler)

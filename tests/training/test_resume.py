@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -215,6 +216,24 @@ def test_interrupted_twice_stops_at_once(tmp_path: Path) -> None:
         fit_lm(LM, tmp_path, [Interrupt(3, signal.SIGINT), Interrupt(3, signal.SIGINT)], RARELY)
     assert not recovery_path(tmp_path).exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class FailsTwice(lightning.Callback):
+    """In a training, and again when told of that: as a log does whose disk is full. Lightning 2.6 gives up there."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    def on_exception(self, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space for the log either")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ctrl_c_is_as_before_when_a_training_fails_twice(tmp_path: Path) -> None:
+    before = [signal.getsignal(n) for n in SIGNALS]
+    with pytest.raises(OSError, match="either"):
+        fit_lm(LM, tmp_path, [FailsTwice()])
+    assert [signal.getsignal(n) for n in SIGNALS] == before
 
 
 @pytest.mark.filterwarnings("ignore")

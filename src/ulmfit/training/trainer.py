@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from ulmfit.config import FitConfig, LoggerConfig, TrainerConfig
 from ulmfit.durations import seconds_of
 from ulmfit.errors import UsageError
+from ulmfit.interruption import kept_signal_handlers
 from ulmfit.nn.processor import cpu_multiplies_bfloat16
 from ulmfit.training.base import UlmfitModule
 from ulmfit.training.callbacks import method_callbacks
@@ -137,12 +138,13 @@ def fit(
 def run_training(
     trainer: lightning.Trainer, module: lightning.LightningModule, data: lightning.LightningDataModule, **options: Any
 ) -> None:
-    """`trainer.fit`, which however it ends leaves neither optimiser state nor gradients.
+    """`trainer.fit`, which however it ends leaves no optimiser state, no gradients and no signal handlers.
 
     Trainer, module and callbacks refer to each other, so the garbage collector would get to them late.
     """
     try:
-        trainer.fit(module, datamodule=data, **options)
+        with kept_signal_handlers():
+            trainer.fit(module, datamodule=data, **options)
     finally:
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
