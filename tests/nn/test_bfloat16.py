@@ -1,4 +1,7 @@
-"""The bfloat16 training layer for processors without tiles, beside torch's float32 LSTM and torch's own bfloat16."""
+"""The bfloat16 training layer for processors without tiles, beside torch's float32 LSTM and torch's own bfloat16.
+
+Each test runs with the cell in torch's operations and with the one that Numba compiles.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit.config import DropoutConfig
-from ulmfit.nn import bfloat16
+from ulmfit.nn import bfloat16, fused_cell
 from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
 from ulmfit.nn.processor import cpu_multiplies_bfloat16
 
 pytestmark = pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="no bfloat16 products on this processor")
 
 State = tuple[Tensor, Tensor]
+
+
+@pytest.fixture(params=["torch", "numba"], autouse=True)
+def cell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "numba":
+        pytest.importorskip("numba")
+        assert fused_cell.is_available()
+    else:
+        monkeypatch.setattr(fused_cell, "is_available", lambda: False)
+        monkeypatch.setattr(bfloat16, "_LEAST_SIZE", 1)
 
 
 @pytest.fixture
@@ -60,7 +73,7 @@ def _error(found: Tensor, right: Tensor) -> float:
     return float((found - right).norm() / right.norm().clamp(min=1e-9))
 
 
-@pytest.mark.parametrize("steps", [1, 7, 33])  # with and without transposed weights laid out for all steps
+@pytest.mark.parametrize("steps", [1, 7, 25])  # with and without transposed weights laid out for all steps
 @pytest.mark.parametrize(("rows", "width", "size"), [(1, 24, 32), (5, 33, 17), (64, 32, 48)])
 @pytest.mark.parametrize("with_state", [False, True])
 def test_as_close_to_float32_as_torchs_own_bfloat16(
@@ -156,3 +169,13 @@ def test_other_batches_are_left_to_torch(without_tiles: None, rows: int) -> None
         assert bfloat16.is_worth_it(rnn, torch.zeros(3, 2, 4))
         assert not bfloat16.is_worth_it(rnn, torch.zeros(rows, 2, 4))
     assert not bfloat16.is_worth_it(rnn, torch.zeros(3, 2, 4))
+
+
+def test_small_layers_are_left_to_torch_where_there_is_no_numba(
+    without_tiles: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bfloat16, "_LEAST_SIZE", 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bfloat16.is_worth_it(nn.LSTM(4, 8, batch_first=True), torch.zeros(3, 2, 4))
+        small = bfloat16.is_worth_it(nn.LSTM(4, 7, batch_first=True), torch.zeros(3, 2, 4))
+    assert small == fused_cell.is_available()

@@ -1,22 +1,26 @@
 """An LSTM layer in training in bfloat16 on processors with such products but no tiles (AVX-512 BF16).
 
 oneDNN's own layer reaches 60 % of such a processor's products there. Here each step is one product of inputs and hidden
-state side by side, the backward pass one product a step and one for all weights; what is between them is in float32.
-A gate is rounded once, after its sum, so that gradients are as close to float32's as oneDNN's are.
+state side by side, the backward pass one product a step, one for all inputs and one for all weights. What is between
+them is computed in float32, by `fused_cell` where Numba is installed, else by `torch_cell`. A gate is rounded once,
+after its sum, so that gradients are as close to float32's as oneDNN's are.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ulmfit.nn import fused_cell, torch_cell
 from ulmfit.nn.processor import cpu_casts_to_bfloat16, cpu_has_tiles, cpu_multiplies_bfloat16, onednn_has
 
-_MOST_ROWS = 96  # beyond, oneDNN's layer is as fast
-_STEPS_TO_PACK = 32  # fewer take less time than to lay out transposed weights
+_MOST_ROWS = 192  # hardly more were measured
+_LEAST_SIZE = 400  # smaller layers are read no slower by oneDNN than with the cell in torch's operations
+_STEPS_TO_PACK = 24  # fewer take less time than to lay out transposed weights
 
 
 def is_worth_it(rnn: nn.Module, x: Tensor) -> bool:
@@ -32,6 +36,7 @@ def is_worth_it(rnn: nn.Module, x: Tensor) -> bool:
         and cpu_multiplies_bfloat16()
         and not cpu_has_tiles()
         and onednn_has("_linear_pointwise")
+        and (rnn.hidden_size >= _LEAST_SIZE or fused_cell.is_available())
     )
 
 
@@ -64,16 +69,8 @@ def _times(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
     return product
 
 
-def _signed(sigmoid: Tensor) -> Tensor:
-    """tanh(x) of sigmoid(2 x), in place. torch's own tanh takes six times as long as its sigmoid on AMD."""
-    return sigmoid.mul_(2).sub_(1)
-
-
 class _Layer(torch.autograd.Function):
-    """x (T, B, I), h and c (B, H), weights (4 H, I) and (4 H, H), bias (4 H) -> outputs (T, B, H) and the last cells.
-
-    Gates are in torch's order: input, forget, cell, output.
-    """
+    """x (T, B, I), h and c (B, H), weights (4 H, I) and (4 H, H), bias (4 H) -> outputs (T, B, H), last cells."""
 
     @staticmethod
     def forward(
@@ -92,61 +89,37 @@ class _Layer(torch.autograd.Function):
         both[:steps, :, :width], both[0, :, width:] = x, h
         cells = torch.empty(steps + 1, rows, size)
         cells[0] = c
-        kept = torch.empty(steps, rows, 4 * size, dtype=torch.bfloat16)
-        squashed = torch.empty(steps, rows, size, dtype=torch.bfloat16)
-        gates, new = torch.empty(rows, 4 * size), torch.empty(rows, size)
-        i, f, g, o = gates.chunk(4, 1)
-        outputs = both[1:, :, width:]
-        each = zip(both, cells, cells[1:], kept, squashed, outputs, strict=False)
-        for inputs, before, after, gates_kept, new_kept, output in each:
-            gates.copy_(_times(inputs, packed, bias)).sigmoid_()
-            _signed(g)
-            gates_kept.copy_(gates)
-            torch.mul(f, before, out=after).addcmul_(i, g)
-            _signed(torch.mul(after, 2, out=new).sigmoid_())
-            new_kept.copy_(new)
-            output.copy_(new.mul_(o))
-        ctx.save_for_backward(both, cells, kept, squashed, weight)
+        gates = [torch.empty(0)] * steps  # (B, 4 H) of each step
+        step = _cell().forward_step(both, cells)
+        for t, inputs in enumerate(both[:steps].unbind()):
+            gates[t] = _times(inputs, packed, bias)
+            step(t, gates[t])
+        ctx.save_for_backward(both, cells, weight, *gates)
         ctx.types = [each.dtype for each in (x, h, c, weight_ih, weight_hh, bias)]
-        return outputs.contiguous(), cells[-1].clone()
+        return both[1:, :, width:].contiguous(), cells[-1].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_cells: Tensor) -> tuple[Tensor | None, ...]:
-        both, cells, kept, squashed, weight = ctx.saved_tensors
-        steps, rows, size = squashed.shape
+        both, cells, weight, *gates = ctx.saved_tensors
+        (rows, size), steps = cells.shape[1:], len(gates)
         width = weight.size(1) - size
-        learns = ctx.needs_input_grad[0]  # else what reads `x` in the weights has no part in what follows
-        back = weight if learns else weight[:, width:]
+        back = weight[:, width:]
         packed = _packed(back.t(), rows) if steps >= _STEPS_TO_PACK else None
-        grad_x = torch.empty(steps, rows, width, dtype=torch.bfloat16) if learns else None
         raw = torch.empty(steps, rows, 4 * size, dtype=torch.bfloat16)  # gradients before sigmoid and tanh
-        gates, slopes = torch.empty(rows, 4 * size), torch.empty(rows, 4 * size)
-        i, f, g, o = gates.chunk(4, 1)
-        of_i, of_f, of_g, of_o = slopes.chunk(4, 1)
-        dh, tanh, part, other = (torch.empty(rows, size) for _ in range(4))
-        dc, through = grad_cells.float().clone(), torch.zeros(rows, size, dtype=torch.bfloat16)
-        grad_bias = torch.zeros(4 * size)
-        each = list(zip(range(steps), grad, cells, kept, squashed, raw, strict=False))
-        for t, of_output, before, gates_kept, new_kept, raw_kept in reversed(each):
-            gates.copy_(gates_kept)
-            tanh.copy_(new_kept)
-            dh.copy_(of_output).add_(through)
-            torch.mul(dh, o, out=part)
-            dc.add_(part).addcmul_(part.mul_(tanh), tanh, value=-1)
-            torch.addcmul(gates, gates, gates, value=-1, out=slopes)
-            of_i.mul_(torch.mul(dc, g, out=part))
-            of_f.mul_(torch.mul(dc, before, out=part))
-            of_o.mul_(torch.mul(dh, tanh, out=part))
-            torch.mul(dc, i, out=part)
-            torch.addcmul(part, torch.mul(part, g, out=other), g, value=-1, out=of_g)
-            raw_kept.copy_(slopes)
-            grad_bias += slopes.sum(0)
-            dc.mul_(f)
-            through = torch.mm(raw_kept, back) if packed is None else _times(raw_kept, packed)
-            if grad_x is not None:
-                grad_x[t], through = through[:, :width], through[:, width:]
+        grad_c, grad_bias = grad_cells.float().clone(), torch.zeros(4 * size)
+        through = torch.zeros(rows, size, dtype=torch.bfloat16)
+        step = _cell().backward_step(cells, grad.bfloat16(), raw, grad_c, grad_bias)
+        for t in reversed(range(steps)):
+            step(t, gates[t], through)
+            through = torch.mm(raw[t], back) if packed is None else _times(raw[t], packed)
         flat = raw.view(steps * rows, 4 * size)
+        # Nothing learns from the gradient of inputs whose part below is frozen.
+        grad_x = torch.mm(flat, weight[:, :width]).view(steps, rows, width) if ctx.needs_input_grad[0] else None
         grad_weight = torch.mm(flat.t(), both[:steps].view(steps * rows, -1))
-        found = (grad_x, through, dc, grad_weight[:, :width], grad_weight[:, width:], grad_bias)
+        found = (grad_x, through, grad_c, grad_weight[:, :width], grad_weight[:, width:], grad_bias)
         return tuple(None if one is None else one.to(dtype) for one, dtype in zip(found, ctx.types, strict=True))
+
+
+def _cell() -> ModuleType:
+    return fused_cell if fused_cell.is_available() else torch_cell
