@@ -253,7 +253,7 @@ def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
         model, flags = lines.get("model name", model), set(lines.get("flags", "").split())
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
     versions = {}
-    for name in ("torch", "fastai", "spacy", "lightning", "sentencepiece", "numpy"):
+    for name in ("torch", "fastai", "spacy", "lightning", "sentencepiece", "numpy", "numba"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
