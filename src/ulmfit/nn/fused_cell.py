@@ -10,10 +10,9 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import zip_longest
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -61,20 +60,18 @@ def backward_step(
     return step
 
 
-def _bits(x: Tensor) -> npt.NDArray[np.uint16]:
+def _bits(x: Tensor) -> Any:
     """A bfloat16 tensor as Numba can read it: NumPy has no such numbers."""
-    bits: npt.NDArray[np.uint16] = x.view(torch.uint16).numpy()
-    return bits
+    return x.view(torch.uint16).numpy()
 
 
 def _tanh_coefficients() -> tuple[list[float], list[float]]:
     """Polynomials p, q of x^2 with tanh(x) = x p / q: Lambert's continued fraction, x / (1 + x^2 / (3 + x^2 / ...))."""
-    q, p = np.array([2.0 * _LEVELS - 1]), np.array([1.0])
+    p, q = [1.0], [2.0 * _LEVELS - 1]
     for odd in range(2 * _LEVELS - 3, 0, -2):
-        shifted = np.concatenate([[0.0], p])  # x^2 p
-        size = max(len(shifted), len(q))
-        p, q = q, odd * np.pad(q, (0, size - len(q))) + np.pad(shifted, (0, size - len(shifted)))
-    return list(p / q[0]), list(q / q[0])
+        shifted = [0.0, *p]  # x^2 p
+        p, q = q, [odd * a + b for a, b in zip_longest(q, shifted, fillvalue=0.0)]
+    return [c / q[0] for c in p], [c / q[0] for c in q]
 
 
 @cache
@@ -95,7 +92,7 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
 
     # Contracting only: sums in another order, or numbers taken for finite, would be other results.
     function = numba.njit(error_model="numpy", fastmath={"contract"}, nogil=True)
-    u16, u32, f32 = numba.uint16, numba.uint32, np.float32
+    u16, u32, f32 = numba.uint16, numba.uint32, numba.float32
     half, one, large = f32(0.5), f32(1), f32(_LARGEST)
     p, q = (tuple(f32(c) for c in each) for each in _tanh_coefficients())
     p0, p1, p2, p3, p4, p5 = p
