@@ -44,7 +44,7 @@ class ConcatPool:
             zeros, torch.full_like(zeros, -torch.inf), zeros, torch.zeros(batch, device=like.device, dtype=torch.int64)
         )
 
-    def __getitem__(self, rows: slice) -> ConcatPool:
+    def __getitem__(self, rows: slice | Tensor) -> ConcatPool:
         """Some of the documents."""
         return ConcatPool(self.last[rows], self.maximum[rows], self.total[rows], self.count[rows])
 

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ulmfit.nn.awd_lstm import AWDLSTM, State, detach
+from ulmfit.nn.awd_lstm import AWDLSTM, State, detach, select_rows
 from ulmfit.nn.dropout import variational_dropout
 from ulmfit.nn.heads import ClassifierHead, ConcatPool, TiedDecoder
 from ulmfit.nn.losses import activation_regularisation, chunked_cross_entropy, summed_cross_entropy
+
+_CALL = 64  # tokens that are read in the time that one more call of the encoder costs
 
 
 class LMLoss(NamedTuple):
@@ -147,7 +149,11 @@ class TextClassifier(nn.Module):
         ar = tar = torch.zeros((), device=tokens.device)  # sums over what `all_steps` and `all_pairs` count
         all_steps = all_pairs = 0
         state: State | None = None
-        for start, stop in self._chunks([end for _, end in pooled], tokens.size(1)):
+        read = 0
+        if at_work and self.encoder.cheap_calls and ends[0] <= self.max_len:
+            read, pool, state = self._read_beginnings(tokens[:, : ends[-1]], pool)
+            all_steps, all_pairs = all_steps + read * len(ends), all_pairs + max(0, read - 1) * len(ends)
+        for start, stop in self._chunks([end for _, end in pooled], tokens.size(1), read):
             unread = max(1, sum(end > start for _, end in pooled))  # documents that go on
             if unread < len(pooled):
                 finished.append(pool[unread:].features())
@@ -181,11 +187,36 @@ class TextClassifier(nn.Module):
         zero = features.new_zeros(())
         return features, Penalty(zero, zero, tokens.size(1), tokens.size(1) - 1)
 
-    def _chunks(self, ends: list[int], steps: int) -> list[tuple[int, int]]:
-        """[first, end) of the steps to read at a time, for documents that end at `ends`, the last first."""
+    def _read_beginnings(self, tokens: Tensor, pool: ConcatPool) -> tuple[int, ConcatPool, State | None]:
+        """Read the first steps of `tokens` (B, T) as long as many documents are alike so far, each beginning once.
+
+        Questions and short messages often begin with the same words: of 28,436 tokens of 2,000 questions of TREC-6 a
+        fifth need not be read.
+
+        Returns:
+            The number of steps read, what is pooled and the state after them; for each of the documents.
+        """
+        size, rows = self.encoder.architecture.vocab_size, tokens.size(0)
+        state: State | None = None
+        group = torch.zeros(rows, dtype=torch.int64, device=tokens.device)  # the beginning of each document
+        beginnings, step = pool[:1], 0
+        while step < tokens.size(1):
+            found, longer = torch.unique(group * size + tokens[:, step], return_inverse=True)
+            if rows - len(found) <= _CALL:
+                break
+            group, before, position = longer, found // size, torch.tensor([step], device=tokens.device)
+            hidden, state = self.encoder((found % size)[:, None], None if state is None else select_rows(state, before))
+            beginnings = beginnings[before].add(hidden, position, position, self.max_len, whole=True)
+            step += 1
+        if step == 0:
+            return 0, pool, None
+        return step, beginnings[group], None if state is None else select_rows(state, group)
+
+    def _chunks(self, ends: list[int], steps: int, read: int = 0) -> list[tuple[int, int]]:
+        """[first, end) of the steps to read at a time, after `read`; documents end at `ends`, the last first."""
         if not self.training and self.encoder.cheap_calls:
-            return chunks_with_little_padding(ends, self.bptt)
-        return [(start, start + self.bptt) for start in range(0, steps, self.bptt)]
+            return chunks_with_little_padding(ends, self.bptt, read)
+        return [(start, start + self.bptt) for start in range(read, steps, self.bptt)]
 
     def layer_groups(self) -> list[nn.Module]:
         """[embedding, rnn 0, ..., rnn N-1, head], lowest first."""
@@ -193,17 +224,18 @@ class TextClassifier(nn.Module):
 
 
 def chunks_with_little_padding(
-    ends: list[int], most: int, share: float = 1 / 16, call: int = 64
+    ends: list[int], most: int, start: int = 0, share: float = 1 / 16, call: int = _CALL
 ) -> list[tuple[int, int]]:
     """Cut the steps of documents that end at `ends`, the last first, so that those that ended are soon left out.
 
     Args:
         most: steps of a chunk.
+        start: steps read before.
         share: of a chunk that may be padding.
-        call: tokens that are read in the time that one more chunk costs; so many may be padding, too.
+        call: so many tokens may be padding, too.
     """
     chunks: list[tuple[int, int]] = []
-    start, unread = 0, len(ends)
+    unread = sum(end > start for end in ends)
     while start < ends[0]:
         stop, padding, limit = start, 0, min(start + most, ends[0])
         for ended, end in enumerate(reversed(ends[:unread])):
