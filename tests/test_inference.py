@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ulmfit.bundle import Bundle, load_bundle
 from ulmfit.data.cache import TokenCache
 from ulmfit.errors import BundleError, UsageError
 from ulmfit.inference import LMScore, Predictor, pick_device, score_language_model
+from ulmfit.nn.awd_lstm import AWDLSTM
 from ulmfit.nn.build import language_model_from, text_classifier_from
 from ulmfit.nn.models import LanguageModel
 
@@ -242,3 +244,47 @@ def test_weights_of_a_bundle_are_not_kept_beside_the_models(forward: Bundle, tra
         assert not bundle.encoder and not bundle.head
         assert sum(parameter.nbytes for parameter in model.parameters()) > 0
     assert forward.encoder and forward.head  # the caller's own stays whole
+
+
+def test_the_begin_marker_is_read_once_for_single_texts(forward: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    encode = AWDLSTM.forward
+
+    def counted(self: AWDLSTM, tokens: torch.Tensor, *rest: Any) -> Any:
+        read.append(tokens.numel())
+        return encode(self, tokens, *rest)
+
+    predictor = Predictor([forward])
+    monkeypatch.setattr(AWDLSTM, "forward", counted)
+    text = "where is my invoice"
+    pieces = len(forward.tokenizer.encode(text))
+    first = [predictor.predict_one(text) for _ in range(2)]
+    assert read == [1, pieces, pieces]
+    assert first[0] == first[1]
+    predictor.predict_one("")  # the marker alone
+    assert read[3:] == [1]
+
+
+def test_a_network_that_still_learns_is_read_anew(forward: Bundle) -> None:
+    model = text_classifier_from(forward).eval()
+    predictor = Predictor([forward], models=[model])
+    before = predictor.predict_one("where is my invoice").probabilities
+    with torch.no_grad():
+        model.encoder.embedding.weight.mul_(-1)
+    after = predictor.predict_one("where is my invoice").probabilities
+    whole = dict(zip(predictor.classes, predictor.probabilities(["where is my invoice"])[0].tolist(), strict=True))
+    assert after != before
+    assert after == pytest.approx(whole, abs=1e-5)
+
+
+def test_no_more_after_the_first_step_than_is_read_at_once(forward: Bundle) -> None:
+    model = text_classifier_from(forward).eval()
+    with torch.inference_mode():
+        first = model.first_step(forward.tokenizer.bos_id)
+        tokens = torch.full((1, model.longest_at_once - 1), 9)
+        whole = model(
+            torch.cat([torch.tensor([[forward.tokenizer.bos_id]]), tokens], 1), torch.tensor([tokens.numel() + 1])
+        )
+        torch.testing.assert_close(model.after(first, tokens), whole, atol=1e-5, rtol=1e-5)
+        with pytest.raises(ValueError, match="expected at most"):
+            model.after(first, torch.full((1, model.longest_at_once), 9))

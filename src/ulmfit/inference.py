@@ -25,7 +25,7 @@ from ulmfit.errors import BundleError, UsageError
 from ulmfit.nn import reduced
 from ulmfit.nn.awd_lstm import State, select_rows
 from ulmfit.nn.build import text_classifier_from
-from ulmfit.nn.models import LanguageModel, TextClassifier
+from ulmfit.nn.models import FirstStep, LanguageModel, TextClassifier
 
 Probabilities = npt.NDArray[np.float32]
 _MOST_READERS = 4  # batches read at the same time; each takes memory
@@ -89,6 +89,8 @@ class Predictor:
                 reduced.reduce_precision(model.encoder, precision)
             # Without the weights of the bundle, which the model has copied.
             self._members.append((replace(bundle, encoder={}, head={}), model, order))
+        self._networks_stay = models is None  # as they are
+        self._first_steps: dict[int, FirstStep] = {}  # of each member: the begin marker is read once
         if models is None:
             del bundle, model
             memory.give_back()  # what reading and converting took
@@ -151,13 +153,18 @@ class Predictor:
         """Label and probabilities of one text, without the machinery of batches."""
         mean = np.zeros(len(self.classes))
         with torch.inference_mode():
-            for bundle, model, order in self._members:
+            for i, (bundle, model, order) in enumerate(self._members):
                 ids = bundle.tokenizer.encode(_document(text))
                 if bundle.info.direction == "backward":
                     ids.reverse()
-                tokens = torch.tensor([[bundle.tokenizer.bos_id, *ids]], device=self.device)
-                lengths = torch.tensor([tokens.size(1)])
-                mean += model(tokens, lengths)[0].float().softmax(-1).cpu().numpy()[order] / len(self._members)
+                if self._networks_stay and 0 < len(ids) < model.longest_at_once:
+                    if i not in self._first_steps:
+                        self._first_steps[i] = model.first_step(bundle.tokenizer.bos_id)
+                    logits = model.after(self._first_steps[i], torch.tensor([ids], device=self.device))
+                else:
+                    tokens = torch.tensor([[bundle.tokenizer.bos_id, *ids]], device=self.device)
+                    logits = model(tokens, torch.tensor([tokens.size(1)]))
+                mean += logits[0].float().softmax(-1).cpu().numpy()[order] / len(self._members)
         return self._predictions(mean[None])[0]
 
     def _predictions(self, rows: npt.NDArray[np.floating]) -> list[Prediction]:

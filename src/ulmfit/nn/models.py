@@ -94,6 +94,13 @@ class ClassifierOutput(NamedTuple):
         return self.parts.ar + self.parts.tar
 
 
+class FirstStep(NamedTuple):
+    """The encoder's output (1, 1, E) for the first token of a document, and the state after it."""
+
+    hidden: Tensor
+    state: State
+
+
 class TextClassifier(nn.Module):
     """Encoder, concat pooling over chunks (BPT3C) and head.
 
@@ -136,7 +143,7 @@ class TextClassifier(nn.Module):
         order: Tensor | None = None  # batches to predict come sorted
         ends = lengths.tolist()  # from a GPU this waits for all it has to do, so they are better given on the CPU
         at_work = not self.training and not torch.is_grad_enabled()
-        if at_work and ends == [tokens.size(1)] and ends[0] <= min(self.bptt, self.max_len):
+        if at_work and ends == [tokens.size(1)] and ends[0] <= self.longest_at_once:
             return self._pool_at_once(tokens)
         lengths = lengths.to(tokens.device, non_blocking=True)
         if any(before < after for before, after in pairwise(ends)):
@@ -180,10 +187,30 @@ class TextClassifier(nn.Module):
         features = features if order is None else features[order.argsort()]
         return features, Penalty(ar / max(all_steps, 1), tar / max(all_pairs, 1), all_steps, all_pairs)
 
+    def first_step(self, token: int) -> FirstStep:
+        """What `after` needs of the first token of a document: the same for all documents that begin with it."""
+        return FirstStep(*self.encoder(torch.tensor([[token]], device=self.encoder.embedding.weight.device)))
+
+    def after(self, first: FirstStep, tokens: Tensor) -> Tensor:
+        """Logits (1, C) of the document of `first` and then `tokens` (1, T), at work.
+
+        Raises:
+            ValueError: a document longer than what is read and pooled at a time.
+        """
+        if tokens.size(1) >= self.longest_at_once:
+            raise ValueError(f"{tokens.size(1) + 1} tokens, expected at most {self.longest_at_once}")
+        hidden, _ = self.encoder(tokens, first.state)
+        logits: Tensor = self.head(_features(torch.cat([first.hidden, hidden], dim=1)))
+        return logits
+
+    @property
+    def longest_at_once(self) -> int:
+        """Tokens of a document that is read and pooled in one piece."""
+        return min(self.bptt, self.max_len)
+
     def _pool_at_once(self, tokens: Tensor) -> tuple[Tensor, Penalty]:
         """What `pool` makes of one short document (1, T), in fewer operations: a tenth of its time."""
-        hidden = self.encoder(tokens)[0].float()  # (1, T, E)
-        features = torch.cat([hidden[:, -1], hidden.amax(1), hidden.sum(1) / tokens.size(1)], dim=1)
+        features = _features(self.encoder(tokens)[0])
         zero = features.new_zeros(())
         return features, Penalty(zero, zero, tokens.size(1), tokens.size(1) - 1)
 
@@ -221,6 +248,12 @@ class TextClassifier(nn.Module):
     def layer_groups(self) -> list[nn.Module]:
         """[embedding, rnn 0, ..., rnn N-1, head], lowest first."""
         return [*self.encoder.layers(), self.head]
+
+
+def _features(hidden: Tensor) -> Tensor:
+    """Concat pooling of one whole document (1, T, E)."""
+    hidden = hidden.float()
+    return torch.cat([hidden[:, -1], hidden.amax(1), hidden.sum(1) / hidden.size(1)], dim=1)
 
 
 def chunks_with_little_padding(
