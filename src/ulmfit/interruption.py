@@ -27,21 +27,6 @@ def stop(number: int, frame: Any = None) -> None:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Within it, the signals raise `Stopped`, so that unfinished files are removed; handlers of others stay."""
-    ours = []
-    if threading.current_thread() is threading.main_thread():
-        ours = [number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
-
-
-@contextmanager
 def kept_signal_handlers() -> Iterator[None]:
     """Afterwards Ctrl-C and the signals do what they did before, however the block ended.
 
@@ -56,3 +41,14 @@ def kept_signal_handlers() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:  # else it was not set from Python
                 signal.signal(number, handler)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Within it, the signals raise `Stopped`, so that unfinished files are removed; handlers of others stay."""
+    with kept_signal_handlers():
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    signal.signal(number, stop)
+        yield

@@ -158,6 +158,7 @@ def test_pooling_of_whole_chunks_needs_no_mask() -> None:
     for whole in (False, True):
         pool = ConcatPool.empty(4, 6, hidden)
         for start in (0, 5):
-            pool = pool.add(hidden[:, start : start + 5], torch.arange(start, start + 5), lengths, 100, whole)
+            chunk, position = hidden[:, start : start + 5], torch.arange(start, start + 5)
+            pool = pool.add_whole(chunk) if whole else pool.add(chunk, position, lengths, 100)
         pools.append(pool.features())
     assert torch.equal(*pools)

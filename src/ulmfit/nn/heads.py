@@ -48,16 +48,12 @@ class ConcatPool:
         """Some of the documents."""
         return ConcatPool(self.last[rows], self.maximum[rows], self.total[rows], self.count[rows])
 
-    def add(self, hidden: Tensor, position: Tensor, lengths: Tensor, max_len: int, whole: bool = False) -> ConcatPool:
+    def add(self, hidden: Tensor, position: Tensor, lengths: Tensor, max_len: int) -> ConcatPool:
         """Pool a chunk: `hidden` (B, T, E) at `position` (T,) of documents of `lengths` (B,).
 
-        The last `max_len` steps of each document count, whatever else is in the batch. With `whole`, the caller knows
-        that these are all steps of all documents, and no mask is made; the last one is right once a document ends.
+        The last `max_len` steps of each document count, whatever else is in the batch.
         """
         hidden = hidden.float()
-        if whole:
-            maximum, total = torch.maximum(self.maximum, hidden.amax(1)), self.total + hidden.sum(1)
-            return ConcatPool(hidden[:, -1], maximum, total, self.count + hidden.size(1))
         inside = position < lengths[:, None]  # (B, T)
         kept = inside & (position >= lengths[:, None] - max_len)
         end = lengths - 1 - position[0]  # (B,) of the last step, counted in this chunk
@@ -68,6 +64,12 @@ class ConcatPool:
         rows = torch.arange(len(end), device=end.device)
         last = torch.where(ends_here, hidden[rows, end.clamp(0, len(position) - 1)], self.last)
         return ConcatPool(last, maximum, total, self.count + kept.sum(1))
+
+    def add_whole(self, hidden: Tensor) -> ConcatPool:
+        """`add` without a mask, where all steps count for all documents; the last one is right once a document ends."""
+        hidden = hidden.float()
+        maximum, total = torch.maximum(self.maximum, hidden.amax(1)), self.total + hidden.sum(1)
+        return ConcatPool(hidden[:, -1], maximum, total, self.count + hidden.size(1))
 
     def features(self) -> Tensor:
         """[last, max, mean] (B, 3 * E); zeros for a document without steps."""

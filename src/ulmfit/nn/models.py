@@ -177,7 +177,7 @@ class TextClassifier(nn.Module):
                 continue
             # (Without masks gradients would add up in another order: other last digits.)
             whole = steps == chunk.numel() and not torch.is_grad_enabled()
-            pool = pool.add(hidden, position, lengths, self.max_len, whole)
+            pool = pool.add_whole(hidden) if whole else pool.add(hidden, position, lengths, self.max_len)
             all_steps, all_pairs = all_steps + steps, all_pairs + pairs
             if self.training and (ar_alpha > 0 or tar_beta > 0):
                 mask = (position < lengths[:, None]) & (position >= lengths[:, None] - self.max_len)
@@ -231,9 +231,9 @@ class TextClassifier(nn.Module):
             found, longer = torch.unique(group * size + tokens[:, step], return_inverse=True)
             if rows - len(found) <= _CALL:
                 break
-            group, before, position = longer, found // size, torch.tensor([step], device=tokens.device)
+            group, before = longer, found // size
             hidden, state = self.encoder((found % size)[:, None], None if state is None else select_rows(state, before))
-            beginnings = beginnings[before].add(hidden, position, position, self.max_len, whole=True)
+            beginnings = beginnings[before].add_whole(hidden)
             step += 1
         if step == 0:
             return 0, pool, None

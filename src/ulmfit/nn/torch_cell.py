@@ -76,7 +76,7 @@ def backward_step(
 
 
 def _tanh(x: Tensor, out: Tensor) -> Tensor:
-    """The tangent; torch's own takes six times as long as its sigmoid on AMD."""
+    """Hyperbolic tangent; torch's own takes six times as long as its sigmoid on AMD."""
     return _signed(torch.add(x, x, out=out).sigmoid_())
 
 
