@@ -88,7 +88,7 @@ class AWDLSTM(nn.Module):
             if x.device.type == "cuda" and self.training:
                 return cudnn.lstm(rnn, weight_dropout(rnn.get_parameter("weight_hh_l0"), rate, True), x, state)
             if self.training and bfloat16.is_worth_it(rnn, x):
-                return bfloat16.lstm(rnn, weight_dropout(rnn.get_parameter("weight_hh_l0"), rate, True), x, state)
+                return bfloat16.lstm(rnn, rate, x, state)
             if self.training and rate > 0:
                 # functional_call swaps the matrix for this call only: names, gradients and the fast kernels stay.
                 dropped = {"weight_hh_l0": weight_dropout(rnn.get_parameter("weight_hh_l0"), rate, True)}

@@ -1,60 +1,107 @@
 """An LSTM layer in training in bfloat16 on processors with such products but no tiles (AVX-512 BF16).
 
-oneDNN's own layer reaches 60 % of such a processor's products there. Here each step is one product of inputs and hidden
-state side by side, the backward pass one product a step, one for all inputs and one for all weights. What is between
-them is computed in float32, by `fused_cell` where Numba is installed, else by `torch_cell`. A gate is rounded once,
-after its sum, so that gradients are as close to float32's as oneDNN's are.
+oneDNN's own layer reaches 60 % of such a processor's products there. Where Numba is installed, compiled loops make all
+steps of a pass in one call (`fused_lstm`). Without it a step is one product of inputs and hidden state side by side,
+the backward pass one product a step, one for all inputs and one for all weights, and what is between them is computed
+in float32 by `torch_cell`. Gradients are as close to float32's as oneDNN's are, or closer.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ulmfit.nn import fused_cell, torch_cell
+from ulmfit.nn import fused_lstm, torch_cell
+from ulmfit.nn.dropout import weight_dropout
 from ulmfit.nn.processor import cpu_casts_to_bfloat16, cpu_has_tiles, cpu_multiplies_bfloat16, onednn_has
 
-_MOST_ROWS = 192  # hardly more were measured
-_LEAST_SIZE = 400  # smaller layers are read no slower by oneDNN than with the cell in torch's operations
+_LEAST_SIZE_TO_COMPILE = 128  # below, few trainings take as long as Numba takes to compile
+_LEAST_SIZE, _MOST_ROWS = 400, 192  # without it: smaller layers are read no slower by oneDNN; hardly more was measured
 _STEPS_TO_PACK = 24  # fewer take less time than to lay out transposed weights
 
 
-def is_worth_it(rnn: nn.Module, x: Tensor) -> bool:
+def is_worth_it(rnn: nn.Module, x: Tensor) -> TypeGuard[nn.LSTM]:
     """Whether `lstm` trains on `x` (B, T, I) faster than `rnn` does under autocast."""
     return (
         isinstance(rnn, nn.LSTM)
         and x.device.type == "cpu"
-        and 0 < x.size(0) <= _MOST_ROWS
+        and x.size(0) > 0
         and x.size(1) > 0
         and torch.is_grad_enabled()
         and cpu_casts_to_bfloat16()
         and not torch.compiler.is_compiling()
         and cpu_multiplies_bfloat16()
         and not cpu_has_tiles()
-        and onednn_has("_linear_pointwise")
-        and (rnn.hidden_size >= _LEAST_SIZE or fused_cell.is_available())
+        and (_may_compile(rnn) or (rnn.hidden_size >= _LEAST_SIZE and x.size(0) <= _MOST_ROWS and _has_operators()))
     )
 
 
-def lstm(
-    rnn: nn.Module, weight_hh: Tensor, x: Tensor, state: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What `rnn` returns for `x` (B, T, I) and `state` with `weight_hh` (4 H, H) for its own; differentiable once.
+def _may_compile(rnn: nn.LSTM) -> bool:
+    return rnn.hidden_size >= _LEAST_SIZE_TO_COMPILE and fused_lstm.is_available()
 
-    Outputs (B, T, H) and hidden state are in bfloat16, the cells (1, B, H) in float32.
+
+def _has_operators() -> bool:
+    return onednn_has("_linear_pointwise") and onednn_has("_reorder_linear_weight")
+
+
+def lstm(
+    rnn: nn.LSTM, rate: float, x: Tensor, state: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What `rnn` returns in training for `x` (B, T, I) and `state`, `rate` of its (4 H, H) weights dropped.
+
+    Outputs (B, T, H) and hidden state are in bfloat16, the cells (1, B, H) in float32. Differentiable once.
     """
+    weight_ih, weight_hh, *biases = (
+        rnn.get_parameter(f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    fused = _may_compile(rnn)
+    matrix = weight_hh if fused else weight_dropout(weight_hh, rate, True)
     with torch.autocast("cpu", enabled=False):
         if state is None:
             h = c = x.new_zeros(x.size(0), weight_hh.size(1))
         else:
             h, c = state[0][0], state[1][0]
-        bias = rnn.get_parameter("bias_ih_l0") + rnn.get_parameter("bias_hh_l0")
-        output, c = _Layer.apply(x.transpose(0, 1), h, c, rnn.get_parameter("weight_ih_l0"), weight_hh, bias)  # type: ignore[no-untyped-call]
+        given = (x.transpose(0, 1), h, c, weight_ih, matrix, biases[0] + biases[1])
+        output, c = _FusedLayer.apply(*given, rate) if fused else _Layer.apply(*given)  # type: ignore[no-untyped-call]
         return output.transpose(0, 1), (output[-1:], c[None])
+
+
+class _FusedLayer(torch.autograd.Function):
+    """x (T, B, I), h and c (B, H), weights (4 H, I) and (4 H, H), bias (4 H), rate -> outputs (T, B, H), last cells."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, rate: float
+    ) -> tuple[Tensor, Tensor]:
+        (steps, rows, width), size = x.shape, weight_hh.size(1)
+        seed = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None)) if rate > 0 else 0
+        weights = fused_lstm.Weights(weight_ih, weight_hh, rate, seed)
+        both = torch.empty(steps + 1, rows, 2 * weights.pairs, dtype=torch.bfloat16)
+        both[:steps, :, :width], both[0, :, width : width + size], both[:, :, width + size :] = x, h, 0
+        cells = torch.empty(steps + 1, rows, size)
+        cells[0] = c
+        gates = torch.empty(steps, rows, 4 * size, dtype=torch.bfloat16)
+        fused_lstm.forward(weights, bias.float(), both, cells, gates)
+        del weights.forward  # the backward pass has no need of it
+        ctx.save_for_backward(both, cells, gates)
+        ctx.weights, ctx.types = weights, [each.dtype for each in (x, h, c, weight_ih, weight_hh, bias)]
+        return both[1:, :, width : width + size].contiguous(), cells[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_cells: Tensor) -> tuple[Tensor | None, ...]:
+        both, cells, gates = ctx.saved_tensors
+        grad_c = grad_cells.float().clone(memory_format=torch.contiguous_format)
+        # Nothing learns from the gradient of inputs whose part below is frozen.
+        raw, through, grad_bias, grad_x = fused_lstm.backward(
+            ctx.weights, cells, gates, grad.bfloat16(), grad_c, ctx.needs_input_grad[0]
+        )
+        grad_weights = fused_lstm.weight_gradients(ctx.weights, raw, both)
+        found = (grad_x, through, grad_c, *grad_weights, grad_bias)
+        return *(None if one is None else one.to(dtype) for one, dtype in zip(found, ctx.types, strict=True)), None
 
 
 def _packed(weight: Tensor, rows: int) -> Tensor:
@@ -90,7 +137,7 @@ class _Layer(torch.autograd.Function):
         cells = torch.empty(steps + 1, rows, size)
         cells[0] = c
         gates = [torch.empty(0)] * steps  # (B, 4 H) of each step
-        step = _cell().forward_step(both, cells)
+        step = torch_cell.forward_step(both, cells)
         for t, inputs in enumerate(both[:steps].unbind()):
             gates[t] = _times(inputs, packed, bias)
             step(t, gates[t])
@@ -109,7 +156,7 @@ class _Layer(torch.autograd.Function):
         raw = torch.empty(steps, rows, 4 * size, dtype=torch.bfloat16)  # gradients before sigmoid and tanh
         grad_c, grad_bias = grad_cells.float().clone(), torch.zeros(4 * size)
         through = torch.zeros(rows, size, dtype=torch.bfloat16)
-        step = _cell().backward_step(cells, grad.bfloat16(), raw, grad_c, grad_bias)
+        step = torch_cell.backward_step(cells, grad.bfloat16(), raw, grad_c, grad_bias)
         for t in reversed(range(steps)):
             step(t, gates[t], through)
             through = torch.mm(raw[t], back) if packed is None else _times(raw[t], packed)
@@ -119,7 +166,3 @@ class _Layer(torch.autograd.Function):
         grad_weight = torch.mm(flat.t(), both[:steps].view(steps * rows, -1))
         found = (grad_x, through, grad_c, grad_weight[:, :width], grad_weight[:, width:], grad_bias)
         return tuple(None if one is None else one.to(dtype) for one, dtype in zip(found, ctx.types, strict=True))
-
-
-def _cell() -> ModuleType:
-    return fused_cell if fused_cell.is_available() else torch_cell

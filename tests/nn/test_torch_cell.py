@@ -1,10 +1,6 @@
-"""The two cells of the bfloat16 training layer against the equations in double precision."""
+"""The cell in torch's operations of the bfloat16 training layer against the equations in double precision."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
-from types import ModuleType
 
 import pytest
 import torch
@@ -12,18 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ulmfit.nn import fused_cell, torch_cell
+from ulmfit.nn import torch_cell
 
 HALF_A_STEP = 2.0**-8  # of bfloat16, relative
-
-
-@pytest.fixture(params=["torch", "numba"], scope="module")
-def cell(request: pytest.FixtureRequest) -> ModuleType:
-    if request.param == "torch":
-        return torch_cell
-    pytest.importorskip("numba")
-    assert fused_cell.is_available()
-    return fused_cell
 
 
 def _equations(sums: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,12 +22,12 @@ def _equations(sums: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return gates, after, o * after.tanh()
 
 
-def _forward(cell: ModuleType, sums: Tensor, before: Tensor, width: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(sums: Tensor, before: Tensor, width: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     rows, size = before.shape
     both = torch.full((2, rows, width + size), 7.0, dtype=torch.bfloat16)
     cells = torch.stack([before, torch.zeros_like(before)])
     gates = sums.clone()
-    cell.forward_step(both, cells)(0, gates)
+    torch_cell.forward_step(both, cells)(0, gates)
     assert (both[0] == 7).all() and (both[1, :, :width] == 7).all()  # inputs stay
     assert torch.equal(cells[0], before)
     return gates, cells[1], both[1, :, width:]
@@ -50,11 +37,11 @@ def _forward(cell: ModuleType, sums: Tensor, before: Tensor, width: int = 3) -> 
 @given(
     rows=st.integers(1, 5), size=st.integers(1, 70), spread=st.sampled_from([0.1, 1.0, 30.0]), seed=st.integers(0, 99)
 )
-def test_forward(cell: ModuleType, rows: int, size: int, spread: float, seed: int) -> None:
+def test_forward(rows: int, size: int, spread: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     sums = (spread * torch.randn(rows, 4 * size, generator=generator)).bfloat16()
     before = 2 * torch.randn(rows, size, generator=generator)
-    gates, after, outputs = _forward(cell, sums, before)
+    gates, after, outputs = _forward(sums, before)
     right = _equations(sums.double(), before.double())
     torch.testing.assert_close(gates.double(), right[0], rtol=1.01 * HALF_A_STEP, atol=1e-6)
     torch.testing.assert_close(after.double(), right[1], rtol=2e-6, atol=3e-6)
@@ -63,15 +50,15 @@ def test_forward(cell: ModuleType, rows: int, size: int, spread: float, seed: in
 
 @settings(deadline=None)
 @given(rows=st.integers(1, 5), size=st.integers(1, 70), seed=st.integers(0, 99))
-def test_backward(cell: ModuleType, rows: int, size: int, seed: int) -> None:
+def test_backward(rows: int, size: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     sums, before = draw(rows, 4 * size).bfloat16(), draw(rows, size)
     grad, through, grad_cell, bias = draw(1, rows, size), draw(rows, size), draw(rows, size), draw(4 * size)
     grad, through = grad.bfloat16(), through.bfloat16()
-    gates, after, _ = _forward(cell, sums, before)
+    gates, after, _ = _forward(sums, before)
     raw, of_cell, of_bias = torch.zeros(1, rows, 4 * size).bfloat16(), grad_cell.clone(), bias.clone()
-    cell.backward_step(torch.stack([before, after]), grad, raw, of_cell, of_bias)(0, gates, through)
+    torch_cell.backward_step(torch.stack([before, after]), grad, raw, of_cell, of_bias)(0, gates, through)
 
     x, c = sums.double().requires_grad_(), before.double().requires_grad_()
     _, new, output = _equations(x, c)
@@ -84,43 +71,13 @@ def test_backward(cell: ModuleType, rows: int, size: int, seed: int) -> None:
     torch.testing.assert_close(of_bias.double(), bias.double() + of_x.sum(0), rtol=0.02, atol=0.1)
 
 
-def test_extremes(cell: ModuleType) -> None:
+def test_extremes() -> None:
     """What overflowed saturates, and what is not a number is not hidden from those that look for it."""
     inf, nan = float("inf"), float("nan")
     sums = torch.tensor([[inf, inf, inf, inf], [-inf, -inf, -inf, -inf], [nan, 0, 0, 0], [0, 0, nan, 0]]).bfloat16()
     before = torch.tensor([[0.5], [1e30], [0.0], [0.0]])
-    gates, after, outputs = _forward(cell, sums, before)
+    gates, after, outputs = _forward(sums, before)
     assert gates[0].tolist() == [1, 1, 1, 1] and gates[1, 2] == -1
     assert gates[1, [0, 1, 3]].abs().max() < 1e-6
     assert after[0].item() == pytest.approx(1.5, rel=1e-5)
     assert after[2:].isnan().all() and outputs[2:].isnan().all()
-
-
-def test_rounds_to_even_like_torch() -> None:
-    pytest.importorskip("numba")
-    sums = torch.linspace(-9, 9, 4 * 1999).bfloat16().view(1, -1)
-    fused, usual = _forward(fused_cell, sums, torch.zeros(1, 1999)), _forward(torch_cell, sums, torch.zeros(1, 1999))
-    assert (fused[0] != usual[0]).float().mean() < 0.01  # only where float32 itself differs in its last digits
-    torch.testing.assert_close(fused[0], usual[0], rtol=2**-7, atol=1e-6)
-
-
-def test_without_a_numba_that_works(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("numba")
-
-    def refused(name: str) -> ModuleType:
-        raise ImportError("Numba needs NumPy 2.4 or less")  # as it says it
-
-    fused_cell._kernels.cache_clear()
-    fused_cell.is_available.cache_clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(fused_cell, "import_module", refused)
-        assert not fused_cell.is_available()
-    assert "needs NumPy 2.4 or less" in caplog.text
-    fused_cell.is_available.cache_clear()
-    assert fused_cell.is_available()
-
-
-def test_importing_the_layer_does_not_import_numba() -> None:
-    """It takes a third of a second, which only a training that uses it should spend."""
-    code = "import sys, ulmfit.nn.bfloat16; sys.exit('numba' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

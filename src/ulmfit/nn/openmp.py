@@ -1,0 +1,34 @@
+"""Compiled loops on torch's own threads, which wait for work awake, so that even short steps can be shared out."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+_NAMES = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
+
+
+@cache
+def library() -> Any:
+    """The OpenMP that torch is linked to.
+
+    Raises:
+        OSError, AttributeError: if it is none that has the entry points of GCC's, as on macOS and Windows.
+    """
+    found = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    for name in _NAMES:
+        getattr(found, name).argtypes, getattr(found, name).restype = [], None
+    found.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    found.omp_get_thread_num.restype = found.omp_get_num_threads.restype = ctypes.c_int
+    return found
+
+
+def run(address: int, *arguments: int | torch.Tensor) -> None:
+    """Call the compiled `void f(int64_t *)` at `address` on each of torch's threads; tensors are given by address."""
+    given = np.array([a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments], np.int64)
+    library().GOMP_parallel(address, given.ctypes.data, torch.get_num_threads(), 0)
