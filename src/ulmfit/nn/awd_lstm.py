@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from ulmfit.config import DropoutConfig
 from ulmfit.nn import bfloat16, cudnn, stepwise
+from ulmfit.nn.compiled_lstm import CompiledLSTM
 from ulmfit.nn.dropout import embedding_dropout, variational_dropout, weight_dropout
 from ulmfit.nn.tiles import missing_rows
 
@@ -77,7 +78,7 @@ class AWDLSTM(nn.Module):
     def _run(
         self, rnn: nn.Module, x: Tensor, state: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        if state is not None:
+        if state is not None and not isinstance(rnn, CompiledLSTM):
             state = (state[0].to(x.dtype), state[1].to(x.dtype))
         rate = self.rate("weight")
         # Below the lowest layer that trains nothing is kept for a backward pass; torch would still keep the gates.
@@ -87,7 +88,7 @@ class AWDLSTM(nn.Module):
                 return stepwise.lstm(rnn, x, state)
             if x.device.type == "cuda" and self.training:
                 return cudnn.lstm(rnn, weight_dropout(rnn.get_parameter("weight_hh_l0"), rate, True), x, state)
-            if self.training and bfloat16.is_worth_it(rnn, x):
+            if bfloat16.is_worth_it(rnn, x):
                 return bfloat16.lstm(rnn, rate, x, state)
             if self.training and rate > 0:
                 # functional_call swaps the matrix for this call only: names, gradients and the fast kernels stay.

@@ -24,18 +24,17 @@ _STEPS_TO_PACK = 24  # fewer take less time than to lay out transposed weights
 
 
 def is_worth_it(rnn: nn.Module, x: Tensor) -> TypeGuard[nn.LSTM]:
-    """Whether `lstm` trains on `x` (B, T, I) faster than `rnn` does under autocast."""
+    """Whether `lstm` reads `x` (B, T, I) faster than `rnn` does under autocast, in training or with frozen weights."""
     return (
         isinstance(rnn, nn.LSTM)
         and x.device.type == "cpu"
         and x.size(0) > 0
         and x.size(1) > 0
-        and torch.is_grad_enabled()
         and cpu_casts_to_bfloat16()
         and not torch.compiler.is_compiling()
         and cpu_multiplies_bfloat16()
         and not cpu_has_tiles()
-        and (_may_compile(rnn) or (rnn.hidden_size >= _LEAST_SIZE and x.size(0) <= _MOST_ROWS and _has_operators()))
+        and (_may_compile(rnn) or _may_step(rnn, x.size(0)))
     )
 
 
@@ -43,14 +42,15 @@ def _may_compile(rnn: nn.LSTM) -> bool:
     return rnn.hidden_size >= _LEAST_SIZE_TO_COMPILE and fused_lstm.is_available()
 
 
-def _has_operators() -> bool:
-    return onednn_has("_linear_pointwise") and onednn_has("_reorder_linear_weight")
+def _may_step(rnn: nn.LSTM, rows: int) -> bool:
+    operators = onednn_has("_linear_pointwise") and onednn_has("_reorder_linear_weight")
+    return torch.is_grad_enabled() and rnn.hidden_size >= _LEAST_SIZE and rows <= _MOST_ROWS and operators
 
 
 def lstm(
     rnn: nn.LSTM, rate: float, x: Tensor, state: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What `rnn` returns in training for `x` (B, T, I) and `state`, `rate` of its (4 H, H) weights dropped.
+    """What `rnn` returns for `x` (B, T, I) and `state`, `rate` of its (4 H, H) weights dropped.
 
     Outputs (B, T, H) and hidden state are in bfloat16, the cells (1, B, H) in float32. Differentiable once.
     """
@@ -78,7 +78,7 @@ class _FusedLayer(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         (steps, rows, width), size = x.shape, weight_hh.size(1)
         seed = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None)) if rate > 0 else 0
-        weights = fused_lstm.Weights(weight_ih, weight_hh, rate, seed)
+        weights = fused_lstm.Weights(weight_ih, weight_hh, rate, seed, any(ctx.needs_input_grad))
         both = torch.empty(steps + 1, rows, 2 * weights.pairs, dtype=torch.bfloat16)
         both[:steps, :, :width], both[0, :, width : width + size], both[:, :, width + size :] = x, h, 0
         cells = torch.empty(steps + 1, rows, size)

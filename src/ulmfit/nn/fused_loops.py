@@ -6,15 +6,14 @@ that it may take 16 numbers at once; and sums of addresses take Numba a fraction
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 from ulmfit.nn import openmp
-from ulmfit.nn.vectors import COLUMNS, ROWS, compiler
+from ulmfit.nn.register_tiles import COLUMNS, PANEL_ROW, ROWS, multiplier, product
+from ulmfit.nn.vectors import compiler
 
-_PANEL_ROW = 4 * COLUMNS  # bytes
 _alive: list[Any] = []  # compiled functions of which only the address is kept elsewhere
 
 
@@ -28,43 +27,6 @@ def kernels() -> SimpleNamespace:
     loops = [_prepare(), _forward(), _backward(), _weight_gradients()]
     _alive.extend(loops)
     return SimpleNamespace(**{each.__name__: each.address for each in loops})
-
-
-@cache
-def _team() -> tuple[Any, Any, Any]:
-    """Which thread this is, of how many, and where all of them meet."""
-    library = openmp.library()
-    return library.omp_get_thread_num, library.omp_get_num_threads, library.GOMP_barrier
-
-
-@cache
-def _multiply() -> Any:
-    """Compiled once and called by address: inlined, it would be compiled for each of those that call it."""
-    c = compiler()
-    compiled = c.numba.cfunc(c.numba.void(*[c.numba.int64] * 7))(c.multiply)
-    _alive.append(compiled)
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)(compiled.address)
-
-
-@cache
-def _product() -> Any:
-    """A thread's part of the product of x (rows, 2 pairs) and all panels, into sums (rows, 64 panels)."""
-    c, multiply = compiler(), _multiply()
-
-    @c.function
-    def product(
-        x: Any, stride: Any, packed: Any, pairs: Any, out: Any, rows: Any, panels: Any, thread: Any, threads: Any
-    ) -> None:
-        count = (rows + ROWS - 1) // ROWS
-        for task in range(panels * count * thread // threads, panels * count * (thread + 1) // threads):
-            panel, tile = task // count, task % count
-            first, stop = rows * tile // count, rows * (tile + 1) // count
-            multiply(
-                stop - first, x + first * stride, stride, packed + panel * pairs * _PANEL_ROW, pairs,
-                out + (first * panels + panel) * _PANEL_ROW, panels * _PANEL_ROW,
-            )  # fmt: skip
-
-    return product
 
 
 @cache
@@ -88,7 +50,7 @@ def _prepare() -> Any:
     c = compiler()
     floats, halves, words, narrow, is_kept = c.floats, c.halves, c.words, c.narrow, _dropping()
     u16, u32, f32, i64, carray = c.numba.uint16, c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
-    number, count, _ = _team()
+    number, count, _ = openmp.team()
 
     @c.function
     def convert(n: Any, weights_at: Any, out_at: Any) -> None:
@@ -127,7 +89,7 @@ def _prepare() -> Any:
         kept, low, high = u32(a[5]), u32(a[6] & 0xFFFFFFFF), u32((a[6] >> 32) & 0xFFFFFFFF)
         scale, stride, packed, back = f32(65536) / f32(a[5]), a[8], a[9], a[10]
         pairs, of_size = (width + size + 1) // 2, (size + COLUMNS - 1) // COLUMNS
-        panels, back_bytes = (gates + COLUMNS - 1) // COLUMNS, gates // 2 * _PANEL_ROW
+        panels, back_bytes = (gates + COLUMNS - 1) // COLUMNS, gates // 2 * PANEL_ROW
         thread, threads = i64(number()), i64(count())
         tile = a[7] + thread * COLUMNS * stride * 2
         for panel in range(panels * thread // threads, panels * (thread + 1) // threads):
@@ -141,9 +103,9 @@ def _prepare() -> Any:
                         halves(row, stride)[width + size] = 0
                 else:
                     halves(row, stride)[:] = 0
-            turn(pairs, tile, stride // 2, packed + panel * pairs * _PANEL_ROW)
-            for r in range(0, min(COLUMNS, gates - first), 2):
-                one, at = tile + r * stride * 2, back + (first + r) // 2 * _PANEL_ROW
+            turn(pairs, tile, stride // 2, packed + panel * pairs * PANEL_ROW)
+            for r in range(0, min(COLUMNS, gates - first) if back else 0, 2):
+                one, at = tile + r * stride * 2, back + (first + r) // 2 * PANEL_ROW
                 pair_rows(size, one + width * 2, stride * 2, at, back_bytes)
                 pair_rows(width, one, stride * 2, at + of_size * back_bytes, back_bytes)
 
@@ -151,10 +113,10 @@ def _prepare() -> Any:
 
 
 def _forward() -> Any:
-    c, product = compiler(), _product()
+    c, multiply_all = compiler(), product("bf16")
     floats, halves, float_parts, half_parts = c.floats, c.halves, c.float_parts, c.half_parts
     narrow, tanh, sigmoid, i64, carray = c.narrow, c.tanh, c.sigmoid, c.numba.int64, c.numba.carray
-    number, count, barrier = _team()
+    number, count, barrier = openmp.team()
 
     @c.function
     def cell(n: Any, sums: Any, bias: Any, before_at: Any, after_at: Any, gates: Any, output_at: Any) -> None:
@@ -178,12 +140,12 @@ def _forward() -> Any:
         panels, stride = (4 * size + COLUMNS - 1) // COLUMNS, 4 * pairs
         thread, threads = i64(number()), i64(count())
         for t in range(steps):
-            product(both + t * rows * stride, stride, packed, pairs, sums, rows, panels, thread, threads)
+            multiply_all(rows, both + t * rows * stride, stride, packed, pairs, sums, panels, thread, threads)
             barrier()
             for b in range(rows * thread // threads, rows * (thread + 1) // threads):
                 at = t * rows + b
                 cell(
-                    size, sums + b * panels * _PANEL_ROW, bias, cells + at * size * 4, cells + (at + rows) * size * 4,
+                    size, sums + b * panels * PANEL_ROW, bias, cells + at * size * 4, cells + (at + rows) * size * 4,
                     gates + at * size * 8, both + (at + rows) * stride + width * 2,
                 )  # fmt: skip
             barrier()
@@ -192,10 +154,10 @@ def _forward() -> Any:
 
 
 def _backward() -> Any:
-    c, product = compiler(), _product()
+    c, multiply_all = compiler(), product("bf16")
     floats, halves, float_parts, half_parts = c.floats, c.halves, c.float_parts, c.half_parts
     wide, narrow, tanh, i64, carray, one = c.wide, c.narrow, c.tanh, c.numba.int64, c.numba.carray, c.numba.float32(1)
-    number, count, barrier = _team()
+    number, count, barrier = openmp.team()
 
     @c.function
     def cell_back(
@@ -243,25 +205,25 @@ def _backward() -> Any:
                 at = t * rows + b
                 cell_back(
                     size, gates + at * size * 8, cells + at * size * 4, cells + (at + rows) * size * 4,
-                    grad + at * size * 2, through + b * panels * _PANEL_ROW, grad_cell + b * size * 4,
+                    grad + at * size * 2, through + b * panels * PANEL_ROW, grad_cell + b * size * 4,
                     raw + at * size * 8, bias,
                 )  # fmt: skip
             barrier()
-            product(raw + t * rows * size * 8, 8 * size, packed, 2 * size, through, rows, panels, thread, threads)
+            multiply_all(rows, raw + t * rows * size * 8, 8 * size, packed, 2 * size, through, panels, thread, threads)
             barrier()
             if panels > of_size:
                 for b in range(first, stop):
-                    sums = through + (b * panels + of_size) * _PANEL_ROW
+                    sums = through + (b * panels + of_size) * PANEL_ROW
                     convert(width, sums, inputs + (t * rows + b) * width * 2)
 
     return backward
 
 
 def _weight_gradients() -> Any:
-    c, multiply = compiler(), _multiply()
+    c, multiply = compiler(), multiplier("bf16")
     floats, halves, words, is_kept = c.floats, c.halves, c.words, _dropping()
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
-    number, count, barrier = _team()
+    number, count, barrier = openmp.team()
 
     @c.function
     def turn(n: Any, one_at: Any, other_at: Any, turned_at: Any, stride: Any) -> None:
@@ -296,7 +258,7 @@ def _weight_gradients() -> Any:
         of_inputs, of_state, pairs = a[13], a[14], (rows + 1) // 2
         panels, tiles = (columns + COLUMNS - 1) // COLUMNS, (gates + ROWS - 1) // ROWS
         thread, threads = i64(number()), i64(count())
-        sums = a[12] + thread * COLUMNS * _PANEL_ROW
+        sums = a[12] + thread * COLUMNS * PANEL_ROW
         # Blocks of 16 columns: as many lines of the cache are filled side by side. The row behind the last of an odd
         # number is the one before it, with zeros for the other factor.
         blocks = (gates + 15) // 16
@@ -315,17 +277,17 @@ def _weight_gradients() -> Any:
             for panel in range(panels):
                 first = panel * COLUMNS
                 n = min(columns - first, COLUMNS)
-                pair(n, one + first * 2, other + first * 2, packed + (panel * pairs + p) * _PANEL_ROW)
+                pair(n, one + first * 2, other + first * 2, packed + (panel * pairs + p) * PANEL_ROW)
         barrier()
         for task in range(panels * tiles * thread // threads, panels * tiles * (thread + 1) // threads):
             panel, tile = task // tiles, task % tiles
             top, bottom = gates * tile // tiles, gates * (tile + 1) // tiles
-            at = packed + panel * pairs * _PANEL_ROW
-            multiply(bottom - top, turned + top * stride * 2, stride * 2, at, pairs, sums, _PANEL_ROW)
+            at = packed + panel * pairs * PANEL_ROW
+            multiply(bottom - top, turned + top * stride * 2, stride * 2, at, pairs, sums, PANEL_ROW)
             first, stop = panel * COLUMNS, min(width + size, (panel + 1) * COLUMNS)
             middle = min(max(width, first), stop)
             for n in range(top, bottom):
-                row = sums + (n - top) * _PANEL_ROW
+                row = sums + (n - top) * PANEL_ROW
                 copy(middle - first, row, of_inputs + (n * width + first) * 4)
                 start = n * size + middle - width
                 dropped(

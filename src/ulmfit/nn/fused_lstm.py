@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ulmfit.nn import openmp
 from ulmfit.nn.fused_loops import kernels
-from ulmfit.nn.vectors import COLUMNS
+from ulmfit.nn.register_tiles import COLUMNS
 
 log = logging.getLogger("ulmfit")
 
@@ -44,17 +44,17 @@ class Weights:
     Which are dropped follows from `seed` (64 bits) alone, so that the backward pass needs no mask.
     """
 
-    def __init__(self, weight_ih: Tensor, weight_hh: Tensor, rate: float, seed: int) -> None:
+    def __init__(self, weight_ih: Tensor, weight_hh: Tensor, rate: float, seed: int, backward_too: bool = True) -> None:
         (self.gates, self.width), self.size = weight_ih.shape, weight_hh.size(1)
         self.pairs = (self.width + self.size + 1) // 2  # of inputs and state beside each other
         self.kept, self.seed = max(1, round((1 - rate) * DRAWS)), seed
         self.forward = _panels(_count(self.gates), self.pairs)
-        self.back = _panels(_count(self.size) + _count(self.width), self.gates // 2)
+        self.back = _panels(_count(self.size) + _count(self.width), self.gates // 2) if backward_too else None
         stride = _odd_lines(2 * self.pairs)
         tiles = torch.empty(torch.get_num_threads(), COLUMNS, stride, dtype=torch.bfloat16)
         openmp.run(
             kernels().prepare, weight_ih.contiguous(), weight_hh.contiguous(), self.gates, self.width, self.size,
-            self.kept, seed, tiles, stride, self.forward, self.back,
+            self.kept, seed, tiles, stride, self.forward, 0 if self.back is None else self.back,
         )  # fmt: skip
 
 
@@ -87,6 +87,7 @@ def backward(
         grad_cell: (B, H) of the last cells, in float32; afterwards of the first.
         of_inputs: whether their gradients are wanted (in bfloat16); otherwise None.
     """
+    assert weights.back is not None
     steps, rows, count = gates.shape
     raw, grad = torch.empty_like(gates), grad.contiguous()
     inputs = torch.empty(steps, rows, weights.width, dtype=torch.bfloat16) if of_inputs else None

@@ -28,6 +28,11 @@ def library() -> Any:
     return found
 
 
+def team() -> tuple[Any, Any, Any]:
+    """For compiled loops: which thread this is, of how many, and where all of them meet."""
+    return library().omp_get_thread_num, library().omp_get_num_threads, library().GOMP_barrier
+
+
 def run(address: int, *arguments: int | torch.Tensor) -> None:
     """Call the compiled `void f(int64_t *)` at `address` on each of torch's threads; tensors are given by address."""
     given = np.array([a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments], np.int64)

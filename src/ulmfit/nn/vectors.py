@@ -1,7 +1,4 @@
-"""Parts of compiled loops: bfloat16 products in registers, numbers as bits, arrays at an address.
-
-Numba compiles. LLVM's instruction for products of bfloat16 (AVX-512 BF16), unknown to Numba, is put in by hand.
-"""
+"""Parts of loops that Numba compiles: numbers as bits, arrays at an address, sigmoid and tanh of many at once."""
 
 from __future__ import annotations
 
@@ -12,10 +9,6 @@ from importlib import import_module
 from itertools import zip_longest
 from typing import Any
 
-ROWS = 6  # of a tile: with four vectors of columns it takes 24 of 32 registers for sums, 4 for weights
-COLUMNS = 64  # of a tile
-_LANES = 16  # 32-bit numbers in a register
-_BYTES = 4 * COLUMNS  # of a pair of weights for each column
 _LEVELS = 11  # of the continued fraction: within 5e-7 of tanh
 _LARGEST = 7.35  # beyond, tanh is 1 as exactly
 
@@ -32,10 +25,11 @@ class Compiler:
         function: compiles for those that call it.
         entry: compiles `void f(int64_t *)`; the address of it is its `address`.
         floats, halves, words: (address, count) -> array of float32, of uint16 (bfloat16's bits), of uint32.
+        integers, bytes_: the same of int32 and int8.
         float_parts, half_parts: (address, count) -> four such arrays, one behind the other.
         wide, narrow: bfloat16 as its bits <-> float32, to the nearest, ties to even.
+        as_bits, as_float: a float32 <-> its bits.
         tanh, sigmoid: of float32.
-        multiply: see `_dispatch`.
     """
 
     numba: Any
@@ -44,13 +38,16 @@ class Compiler:
     floats: Any
     halves: Any
     words: Any
+    integers: Any
+    bytes_: Any
     float_parts: Any
     half_parts: Any
     wide: Any
     narrow: Any
+    as_bits: Any
+    as_float: Any
     tanh: Any
     sigmoid: Any
-    multiply: Callable[..., None]
 
 
 @cache
@@ -84,6 +81,7 @@ def compiler() -> Compiler:
     function: Decorator = numba.njit(**exact, no_cpython_wrapper=True, no_cfunc_wrapper=True)
     entry: Decorator = numba.cfunc(types.void(types.CPointer(types.int64)), **exact)
     u16, u32, f32, carray = numba.uint16, numba.uint32, numba.float32, numba.carray
+    i8, i32 = numba.int8, numba.int32
     half, large = f32(0.5), f32(_LARGEST)
     (p0, p1, p2, p3, p4, p5), (q0, q1, q2, q3, q4, q5) = (tuple(map(f32, each)) for each in _tanh_coefficients())
 
@@ -98,6 +96,14 @@ def compiler() -> Compiler:
     @function
     def words(address: Any, count: Any) -> Any:
         return carray(pointer(address, u32), count)
+
+    @function
+    def integers(address: Any, count: Any) -> Any:
+        return carray(pointer(address, i32), count)
+
+    @function
+    def bytes_(address: Any, count: Any) -> Any:
+        return carray(pointer(address, i8), count)
 
     @function
     def float_parts(address: Any, n: Any) -> Any:
@@ -127,109 +133,24 @@ def compiler() -> Compiler:
     def sigmoid(x: Any) -> Any:
         return half * tanh(half * x) + half
 
-    tiles = [_tile(rows, ir, types, extending.intrinsic) for rows in range(1, ROWS + 1)]
     return Compiler(
-        numba, function, entry, floats, halves, words, float_parts, half_parts, wide, narrow, tanh, sigmoid,
-        _dispatch(tiles),
-    )  # fmt: skip
-
-
-def _dispatch(tiles: list[Any]) -> Any:
-    """Sums of a product of bfloat16 numbers for 1 to `ROWS` rows and `COLUMNS` columns, in float32; not compiled.
-
-    Arguments, all integers: rows; address of x (rows, 2 pairs) and bytes from one row to the next; address of a panel
-    of weights (pairs, `COLUMNS`, 2); pairs; address of the sums (rows, `COLUMNS`) and bytes from row to row.
-    """
-    tile1, tile2, tile3, tile4, tile5, tile6 = tiles
-
-    def multiply(rows: Any, x: Any, stride: Any, panel: Any, pairs: Any, out: Any, out_stride: Any) -> None:
-        if rows == 6:
-            tile6(x, stride, panel, pairs, out, out_stride)
-        elif rows == 5:
-            tile5(x, stride, panel, pairs, out, out_stride)
-        elif rows == 4:
-            tile4(x, stride, panel, pairs, out, out_stride)
-        elif rows == 3:
-            tile3(x, stride, panel, pairs, out, out_stride)
-        elif rows == 2:
-            tile2(x, stride, panel, pairs, out, out_stride)
-        else:
-            tile1(x, stride, panel, pairs, out, out_stride)
-
-    return multiply
-
-
-def _tile(rows: int, ir: Any, types: Any, intrinsic: Any) -> Any:
-    """`rows` x `COLUMNS` sums of a product, held in registers while the loop goes through the pairs."""
-    vectors = COLUMNS // _LANES
-    i32, i64, f32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-    bfloat = _bfloat(ir)
-    sums, words, halves = ir.VectorType(f32, _LANES), ir.VectorType(i32, _LANES), ir.VectorType(bfloat, 2 * _LANES)
-    name = "llvm.x86.avx512bf16.dpbf16ps.512"
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        x, stride, weights, pairs, out, out_stride = given
-        module = builder.module
-        multiply = module.globals.get(name) or ir.Function(module, ir.FunctionType(sums, [sums, halves, halves]), name)
-        number: Any = lambda value: ir.Constant(i64, value)  # noqa: E731
-        at: Any = lambda address, of_type: builder.inttoptr(address, of_type.as_pointer())  # noqa: E731
-        starts = [builder.add(x, builder.mul(stride, number(row))) for row in range(rows)]
-        before = builder.block
-        loop, after = builder.append_basic_block(), builder.append_basic_block()
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        pair = builder.phi(i64)
-        pair.add_incoming(number(0), before)
-        held = [[builder.phi(sums) for _ in range(vectors)] for _ in range(rows)]
-        place = builder.add(weights, builder.mul(pair, number(_BYTES)))
-        columns = [
-            builder.load(at(builder.add(place, number(4 * _LANES * v)), halves), align=4 * _LANES)
-            for v in range(vectors)
-        ]
-        new = []
-        for start, row in zip(starts, held, strict=True):
-            one = builder.load(at(builder.add(start, builder.mul(pair, number(4))), i32), align=4)
-            undefined = ir.Constant(words, ir.Undefined)
-            first = builder.insert_element(undefined, one, ir.Constant(i32, 0))
-            everywhere = builder.shuffle_vector(first, undefined, ir.Constant(words, [0] * _LANES))
-            both = builder.bitcast(everywhere, halves)
-            new.append([builder.call(multiply, [old, both, c]) for old, c in zip(row, columns, strict=True)])
-        following = builder.add(pair, number(1))
-        pair.add_incoming(following, loop)
-        for row, new_row in zip(held, new, strict=True):
-            for old, later in zip(row, new_row, strict=True):
-                old.add_incoming(ir.Constant(sums, [0.0] * _LANES), before)
-                old.add_incoming(later, loop)
-        builder.cbranch(builder.icmp_signed("<", following, pairs), loop, after)
-        builder.position_at_end(after)
-        for index, new_row in enumerate(new):
-            start = builder.add(out, builder.mul(out_stride, number(index)))
-            for v, later in enumerate(new_row):
-                builder.store(later, at(builder.add(start, number(4 * _LANES * v)), sums), align=4)
-        return context.get_dummy_value()
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def tile(context: Any, x: Any, stride: Any, weights: Any, pairs: Any, out: Any, out_stride: Any) -> Any:
-        return types.void(*[types.int64] * 6), generate
-
-    return tile
-
-
-@cache
-def _bfloat(ir: Any) -> Any:
-    """LLVM's bfloat16, which llvmlite has no name for."""
-
-    class BFloat(ir.Type):  # type: ignore[misc]
-        def _to_string(self) -> str:
-            return "bfloat"
-
-        def __eq__(self, other: object) -> bool:
-            return isinstance(other, BFloat)
-
-        def __hash__(self) -> int:
-            return hash(BFloat)
-
-    return BFloat()
+        numba,
+        function,
+        entry,
+        floats,
+        halves,
+        words,
+        integers,
+        bytes_,
+        float_parts,
+        half_parts,
+        wide,
+        narrow,
+        as_bits,
+        as_float,
+        tanh,
+        sigmoid,
+    )
 
 
 def _tanh_coefficients() -> tuple[list[float], list[float]]:

@@ -1,0 +1,169 @@
+"""Compiled layers at work, beside torch's LSTM in double precision on the same rounded numbers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ulmfit.nn import compiled_lstm, reading_loops, reduced, register_tiles, vectors
+from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
+from ulmfit.nn.compiled_lstm import CompiledBFloat16LSTM, CompiledInt8LSTM, CompiledLSTM
+from ulmfit.nn.processor import cpu_multiplies_bfloat16
+
+pytest.importorskip("numba")
+pytestmark = pytest.mark.skipif(
+    not cpu_multiplies_bfloat16() or sys.platform != "linux", reason="no such products on this processor"
+)
+KINDS = {"bf16": CompiledBFloat16LSTM, "int8": CompiledInt8LSTM}
+
+
+@pytest.fixture(autouse=True)
+def without_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    compiled_lstm.is_available.cache_clear()
+    monkeypatch.setattr(compiled_lstm, "cpu_has_tiles", lambda: False)
+    yield
+    compiled_lstm.is_available.cache_clear()
+
+
+def _case(rows: int, steps: int, width: int, size: int, seed: int) -> tuple[nn.LSTM, Tensor, tuple[Tensor, Tensor]]:
+    torch.manual_seed(seed)
+    rnn = nn.LSTM(width, size, batch_first=True)
+    state = torch.randn(1, rows, size).tanh().bfloat16().float(), torch.randn(1, rows, size)
+    return rnn, torch.randn(rows, steps, width).bfloat16().float(), state
+
+
+def _read(kind: str, rnn: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.inference_mode():
+        output, (h, c) = KINDS[kind](rnn)(x.bfloat16() if kind == "bf16" else x, state)
+    return output, h, c
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
+@given(
+    rows=st.integers(1, 20), steps=st.integers(1, 4), width=st.integers(1, 140), size=st.integers(1, 140),
+    seed=st.integers(0, 99), with_state=st.booleans(),
+)  # fmt: skip
+def test_close_to_torchs_layer(
+    kind: str, rows: int, steps: int, width: int, size: int, seed: int, with_state: bool
+) -> None:
+    rnn, x, state = _case(rows, steps, width, size, seed)
+    before = [each.clone() for each in state]
+    found = _read(kind, rnn, x, state if with_state else None)
+    assert all(torch.equal(one, other) for one, other in zip(before, state, strict=True))  # not changed in place
+    with torch.no_grad():
+        output, (h, c) = rnn(x, state if with_state else None)
+    tolerance = {"rtol": 0.03, "atol": 0.02} if kind == "bf16" else {"rtol": 0.05, "atol": 0.05}
+    for one, right in zip(found, (output, h, c), strict=True):
+        assert one.shape == right.shape
+        torch.testing.assert_close(one.float(), right, **tolerance)
+
+
+def test_a_step_in_8_bits_is_what_its_integers_say() -> None:
+    rnn, x, (h, c) = _case(9, 1, 75, 66, 1)
+    x, h = torch.randn_like(x), torch.randn_like(h).tanh()
+    with torch.no_grad():
+        sums = (rnn.bias_ih_l0 + rnn.bias_hh_l0).double().expand(9, -1)
+        for values, weight in ((x[:, 0], rnn.weight_ih_l0), (h[0], rnn.weight_hh_l0)):
+            unit = values.abs().amax(1, keepdim=True) / 127
+            worth = weight.abs().amax(1) / 127
+            integers = (values / unit + 0.5).floor().double() @ (weight / worth[:, None]).round().double().t()
+            sums = sums + integers * unit * worth
+        i, f, g, o = sums.chunk(4, 1)
+        after = f.sigmoid() * c[0] + i.sigmoid() * g.tanh()
+        output, _, cells = _read("int8", rnn, x, (h, c))
+    torch.testing.assert_close(cells[0].double(), after, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output[:, 0].double(), o.sigmoid() * after.tanh(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_in_bfloat16_is_rounded_only_at_its_end() -> None:
+    rnn, x, state = _case(9, 1, 75, 66, 2)
+    twin = nn.LSTM(75, 66, batch_first=True).double()
+    twin.load_state_dict(rnn.state_dict())
+    with torch.no_grad():
+        twin.weight_ih_l0.copy_(rnn.weight_ih_l0.bfloat16())
+        twin.weight_hh_l0.copy_(rnn.weight_hh_l0.bfloat16())
+        output, (_, c) = twin(x.double(), (state[0].double(), state[1].double()))
+    found, _, cells = _read("bf16", rnn, x, state)
+    torch.testing.assert_close(cells.double(), c, rtol=3e-6, atol=3e-6)
+    torch.testing.assert_close(found.double(), output, rtol=1.01 * 2**-8, atol=3e-6)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_is_read_as_if_it_were_alone(kind: str, threads: None) -> None:
+    """To the last bit, in any batch, on any number of threads, in one call or in two."""
+    rnn, x, (h, c) = _case(13, 6, 70, 90, 3)
+    x[1] *= 100
+    together = _read(kind, rnn, x, (h, c))
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        assert all(torch.equal(a, b) for a, b in zip(_read(kind, rnn, x, (h, c)), together, strict=True))
+    for row in range(13):
+        alone = _read(kind, rnn, x[row : row + 1], (h[:, row : row + 1], c[:, row : row + 1]))
+        assert torch.equal(alone[0][0], together[0][row]) and torch.equal(alone[2][0, 0], together[2][0, row])
+    first = _read(kind, rnn, x[:, :2], (h, c))
+    rest = _read(kind, rnn, x[:, 2:], first[1:])
+    assert torch.equal(torch.cat([first[0], rest[0]], 1), together[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zeros_and_what_is_not_a_number(kind: str) -> None:
+    rnn, x, _ = _case(4, 3, 10, 20, 4)
+    x[0], x[2, 1, 3] = 0, float("nan")
+    output, _, c = _read(kind, rnn, x, None)
+    with torch.no_grad():
+        right = rnn(x[:2], None)[0]
+    torch.testing.assert_close(output[:2].float(), right, rtol=0.05, atol=0.02)
+    assert output[2, 1:].isnan().all() and c[0, 2].isnan().all()
+    assert output[2, 0].isfinite().all() and output[3].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_taken_for_networks_that_are_large_enough(kind: str) -> None:
+    for size, taken in ((reduced._LEAST_SIZE_TO_COMPILE, True), (16, False)):
+        torch.manual_seed(0)
+        encoder = AWDLSTM(Architecture(30, 12, size, 2)).eval()
+        tokens = torch.randint(30, (3, 9))
+        with torch.inference_mode():
+            expected, _ = encoder(tokens)
+            reduced.reduce_precision(encoder, kind)
+            assert all(isinstance(rnn, CompiledLSTM) for rnn in encoder.rnns) is taken
+            start, state = encoder(tokens[:, :5])
+            found = torch.cat([start, encoder(tokens[:, 5:], state)[0]], 1)
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=float(0.05 * expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_numba_that_works(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(name: str) -> ModuleType:
+        raise ImportError("Numba needs NumPy 2.4 or less")  # as it says it
+
+    caches = (vectors.compiler, reading_loops.bfloat16, reading_loops.int8, register_tiles.multiplier,
+              register_tiles.product, reading_loops._cell)  # fmt: skip
+    for each in caches:
+        each.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(vectors, "import_module", refused)
+        encoder = AWDLSTM(Architecture(30, 12, reduced._LEAST_SIZE_TO_COMPILE, 2)).eval()
+        reduced.reduce_precision(encoder, kind)
+        assert not any(isinstance(rnn, CompiledLSTM) for rnn in encoder.rnns)
+        assert encoder(torch.zeros(1, 2, dtype=torch.int64))[0].shape == (1, 2, 12)
+    assert "needs NumPy 2.4 or less" in caplog.text
+    for each in caches:
+        each.cache_clear()
