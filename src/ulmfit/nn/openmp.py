@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 _NAMES = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
@@ -35,5 +34,5 @@ def team() -> tuple[Any, Any, Any]:
 
 def run(address: int, *arguments: int | torch.Tensor) -> None:
     """Call the compiled `void f(int64_t *)` at `address` on each of torch's threads; tensors are given by address."""
-    given = np.array([a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments], np.int64)
-    library().GOMP_parallel(address, given.ctypes.data, torch.get_num_threads(), 0)
+    given = torch.tensor([a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments], dtype=torch.int64)
+    library().GOMP_parallel(address, given.data_ptr(), torch.get_num_threads(), 0)
