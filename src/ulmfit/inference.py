@@ -49,8 +49,8 @@ class Predictor:
         device: "cpu", "cuda", ...; "auto" takes a GPU if there is one.
         models: the bundles' networks where they exist already; they are used as they are, not copied.
         precision: "32"; or faster, with probabilities that differ a little: "bf16" (by 0.005 at most where we looked),
-            "int8" (by 0.035, also with what else is in the batch), "auto" (bf16 if native, else 32); see
-            `nn.reduced.reduce_precision`.
+            "int8" (by 0.07; with torch's kernels also with what else is in the batch), "auto" (bf16 if native, else
+            32); see `nn.reduced.reduce_precision`.
 
     Raises:
         BundleError: no bundle, not a classifier, or members with different labels.

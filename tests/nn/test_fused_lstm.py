@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ulmfit.nn import fused_loops, fused_lstm, vectors
+from ulmfit.nn import fused_loops, fused_lstm, openmp, vectors
 from ulmfit.nn.processor import cpu_multiplies_bfloat16
 
 pytest.importorskip("numba")
@@ -209,6 +209,25 @@ def test_without_a_numba_that_works(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert "needs NumPy 2.4 or less" in caplog.text
     for each in caches:
         each.cache_clear()
+    assert fused_lstm.is_available()
+
+
+def test_without_an_openmp_that_loops_can_use(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on macOS and Windows: nothing is compiled, and nobody is told to do anything about it."""
+
+    def missing() -> None:
+        raise AttributeError("GOMP_parallel")
+
+    openmp.is_available.cache_clear()
+    fused_lstm.is_available.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(openmp, "library", missing)
+        assert not fused_lstm.is_available()
+    assert not caplog.text
+    openmp.is_available.cache_clear()
+    fused_lstm.is_available.cache_clear()
     assert fused_lstm.is_available()
 
 

@@ -103,6 +103,11 @@ class AWDLSTM(nn.Module):
         """Whether a call takes hardly longer than its steps: no layer lays out its weights in each of them."""
         return not any(isinstance(rnn, nn.LSTM) for rnn in self.rnns)
 
+    @property
+    def tokens_a_call(self) -> int:
+        """About how many tokens are read in the time that one more call costs."""
+        return 16 if all(isinstance(rnn, CompiledLSTM) for rnn in self.rnns) else 64
+
     def layers(self) -> list[nn.Module]:
         """[embedding, rnn 0, ..., rnn N-1], lowest first."""
         return [self.embedding, *self.rnns]

@@ -5,9 +5,7 @@ B texts, T steps, I inputs, H cells. What comes out for a text is the same to th
 
 from __future__ import annotations
 
-import logging
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +13,15 @@ from torch import Tensor, nn
 from ulmfit.nn import openmp, reading_loops
 from ulmfit.nn.processor import cpu_has_tiles, cpu_multiplies_bfloat16
 from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS
-
-log = logging.getLogger("ulmfit")
+from ulmfit.nn.vectors import compiles
 
 
 @cache
 def is_available(kind: str) -> bool:
     """Whether layers of this kind, "bf16" or "int8", can be had, and are faster than torch's."""
-    if cpu_has_tiles() or not cpu_multiplies_bfloat16() or find_spec("numba") is None:
+    if cpu_has_tiles() or not cpu_multiplies_bfloat16():
         return False
-    try:
-        reading_loops.bfloat16() if kind == "bf16" else reading_loops.int8()
-    except Exception as error:  # it raises errors of many kinds for a NumPy or a processor that it does not know
-        log.warning("Numba cannot compile the LSTM, texts are read without: %s", str(error).partition("\n")[0])
-        return False
-    return True
+    return compiles(reading_loops.bfloat16 if kind == "bf16" else reading_loops.int8)
 
 
 class CompiledLSTM(nn.Module):

@@ -14,7 +14,7 @@ from ulmfit.nn import openmp
 from ulmfit.nn.register_tiles import COLUMNS, PANEL_ROW, ROWS, multiplier, product
 from ulmfit.nn.vectors import compiler
 
-_alive: list[Any] = []  # compiled functions of which only the address is kept elsewhere
+DRAWS = 1 << 16  # values of the random number that decides whether a weight is kept
 
 
 @cache
@@ -24,70 +24,83 @@ def kernels() -> SimpleNamespace:
     Raises:
         Exception: of many kinds, where Numba does not work, or torch has no OpenMP that it could use.
     """
-    loops = [_prepare(), _forward(), _backward(), _weight_gradients()]
-    _alive.extend(loops)
-    return SimpleNamespace(**{each.__name__: each.address for each in loops})
+    return SimpleNamespace(
+        prepare=_prepare(), forward=_forward(), backward=_backward(), weight_gradients=_weight_gradients()
+    )
 
 
 @cache
-def _dropping() -> Any:
-    """Whether the weight `index` is kept, from the halves of the seed: each bit of them changes half of the draw's."""
+def _dropping() -> tuple[Any, Any]:
+    """How weights are dropped: `parts` of the number to keep (of `DRAWS`) and the seed, and `is_kept` for each one."""
     c = compiler()
-    u32 = c.numba.uint32
+    u32, f32 = c.numba.uint32, c.numba.float32
 
     @c.function
-    def is_kept(index: Any, low: Any, high: Any, kept: Any) -> Any:
+    def parts(kept: Any, seed: Any) -> Any:
+        """What those that are kept are multiplied with, and what `is_kept` asks for."""
+        return f32(DRAWS) / f32(kept), u32(kept), u32(seed & 0xFFFFFFFF), u32((seed >> 32) & 0xFFFFFFFF)
+
+    @c.function
+    def is_kept(index: Any, kept: Any, low: Any, high: Any) -> Any:
+        """Each bit of the index and of the seed's halves changes half of the draw's."""
         x = u32(index + low)  # sums and products of 32-bit numbers have 64 bits in Numba
         x = u32((x ^ (x >> u32(16))) * u32(0x21F0AAAD))
         x = u32((x ^ (x >> u32(15)) ^ high) * u32(0xD35A2D97))
         x = u32((x ^ (x >> u32(15))) * u32(0x21F0AAAD))
         return (x >> u32(16)) < kept
 
-    return is_kept
+    return parts, is_kept
 
 
-def _prepare() -> Any:
+@cache
+def _pair() -> Any:
+    """Numbers of two rows side by side."""
     c = compiler()
-    floats, halves, words, narrow, is_kept = c.floats, c.halves, c.words, c.narrow, _dropping()
-    u16, u32, f32, i64, carray = c.numba.uint16, c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
+    halves, words, u32 = c.halves, c.words, c.numba.uint32
+
+    @c.function
+    def pair(n: Any, one_at: Any, other_at: Any, out_at: Any) -> None:
+        one, other, out = halves(one_at, n), halves(other_at, n), words(out_at, n)
+        for j in range(n):
+            out[j] = u32(one[j]) | u32(u32(other[j]) << u32(16))
+
+    return pair
+
+
+def _prepare() -> int:
+    c, pair = compiler(), _pair()
+    floats, halves, words, narrow, convert = c.floats, c.halves, c.words, c.narrow, c.convert
+    parts, is_kept = _dropping()
+    u16, u32, i64, carray = c.numba.uint16, c.numba.uint32, c.numba.int64, c.numba.carray
     number, count, _ = openmp.team()
 
     @c.function
-    def convert(n: Any, weights_at: Any, out_at: Any) -> None:
+    def drop(n: Any, weights_at: Any, out_at: Any, first: Any, scale: Any, kept: Any, low: Any, high: Any) -> None:
         weights, out = floats(weights_at, n), halves(out_at, n)
         for j in range(n):
-            out[j] = narrow(weights[j])
-
-    @c.function
-    def drop(n: Any, weights_at: Any, out_at: Any, first: Any, kept: Any, scale: Any, low: Any, high: Any) -> None:
-        weights, out = floats(weights_at, n), halves(out_at, n)
-        for j in range(n):
-            out[j] = narrow(weights[j] * scale) if is_kept(first + u32(j), low, high, kept) else u16(0)
+            out[j] = narrow(weights[j] * scale) if is_kept(first + u32(j), kept, low, high) else u16(0)
 
     @c.function
     def turn(n: Any, tile_at: Any, stride: Any, packed_at: Any) -> None:
         tile, packed = words(tile_at, COLUMNS * stride), words(packed_at, n * COLUMNS)
-        for pair in range(n):
+        for p in range(n):
             for row in range(COLUMNS):
-                packed[pair * COLUMNS + row] = tile[row * stride + pair]
+                packed[p * COLUMNS + row] = tile[row * stride + p]
 
     @c.function
-    def pair_rows(n: Any, one_at: Any, stride: Any, panel_at: Any, panel_bytes: Any) -> None:
-        one, other = halves(one_at, n), halves(one_at + stride, n)
+    def pair_rows(n: Any, one: Any, stride: Any, panel_at: Any, panel_bytes: Any) -> None:
         for start in range(0, n, COLUMNS):
-            panel = words(panel_at + start // COLUMNS * panel_bytes, COLUMNS)
-            filled = min(n - start, COLUMNS)
-            for j in range(filled):
-                panel[j] = u32(one[start + j]) | u32(u32(other[start + j]) << u32(16))
+            panel, filled = panel_at + start // COLUMNS * panel_bytes, min(n - start, COLUMNS)
+            pair(filled, one + start * 2, one + start * 2 + stride, panel)
             for j in range(filled, COLUMNS):
-                panel[j] = u32(0)
+                words(panel, COLUMNS)[j] = 0
 
     @c.entry
     def prepare(given: Any) -> None:
         a = carray(given, 11)
         weight_ih, weight_hh, gates, width, size = a[0], a[1], a[2], a[3], a[4]
-        kept, low, high = u32(a[5]), u32(a[6] & 0xFFFFFFFF), u32((a[6] >> 32) & 0xFFFFFFFF)
-        scale, stride, packed, back = f32(65536) / f32(a[5]), a[8], a[9], a[10]
+        scale, kept, low, high = parts(a[5], a[6])
+        stride, packed, back = a[8], a[9], a[10]
         pairs, of_size = (width + size + 1) // 2, (size + COLUMNS - 1) // COLUMNS
         panels, back_bytes = (gates + COLUMNS - 1) // COLUMNS, gates // 2 * PANEL_ROW
         thread, threads = i64(number()), i64(count())
@@ -98,7 +111,7 @@ def _prepare() -> Any:
                 n, row = first + r, tile + r * stride * 2
                 if n < gates:
                     convert(width, weight_ih + n * width * 4, row)
-                    drop(size, weight_hh + n * size * 4, row + width * 2, u32(n * size), kept, scale, low, high)
+                    drop(size, weight_hh + n * size * 4, row + width * 2, u32(n * size), scale, kept, low, high)
                     if width + size < 2 * pairs:
                         halves(row, stride)[width + size] = 0
                 else:
@@ -112,7 +125,7 @@ def _prepare() -> Any:
     return prepare
 
 
-def _forward() -> Any:
+def _forward() -> int:
     c, multiply_all = compiler(), product("bf16")
     floats, halves, float_parts, half_parts = c.floats, c.halves, c.float_parts, c.half_parts
     narrow, tanh, sigmoid, i64, carray = c.narrow, c.tanh, c.sigmoid, c.numba.int64, c.numba.carray
@@ -153,10 +166,11 @@ def _forward() -> Any:
     return forward
 
 
-def _backward() -> Any:
+def _backward() -> int:
     c, multiply_all = compiler(), product("bf16")
     floats, halves, float_parts, half_parts = c.floats, c.halves, c.float_parts, c.half_parts
-    wide, narrow, tanh, i64, carray, one = c.wide, c.narrow, c.tanh, c.numba.int64, c.numba.carray, c.numba.float32(1)
+    wide, narrow, convert, tanh = c.wide, c.narrow, c.convert, c.tanh
+    i64, carray, one = c.numba.int64, c.numba.carray, c.numba.float32(1)
     number, count, barrier = openmp.team()
 
     @c.function
@@ -183,12 +197,6 @@ def _backward() -> Any:
             to_f[j] += df
             to_g[j] += dg
             to_o[j] += do
-
-    @c.function
-    def convert(n: Any, sums_at: Any, out_at: Any) -> None:
-        sums, out = floats(sums_at, n), halves(out_at, n)
-        for j in range(n):
-            out[j] = narrow(sums[j])
 
     @c.entry
     def backward(given: Any) -> None:
@@ -219,9 +227,9 @@ def _backward() -> Any:
     return backward
 
 
-def _weight_gradients() -> Any:
-    c, multiply = compiler(), multiplier("bf16")
-    floats, halves, words, is_kept = c.floats, c.halves, c.words, _dropping()
+def _weight_gradients() -> int:
+    c, multiply, pair = compiler(), multiplier("bf16"), _pair()
+    floats, halves, words, (parts, is_kept) = c.floats, c.halves, c.words, _dropping()
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
 
@@ -232,29 +240,23 @@ def _weight_gradients() -> Any:
             turned[j * stride] = u32(one[j]) | u32(u32(other[j]) << u32(16))
 
     @c.function
-    def pair(n: Any, one_at: Any, other_at: Any, out_at: Any) -> None:
-        one, other, out = halves(one_at, n), halves(other_at, n), words(out_at, n)
-        for j in range(n):
-            out[j] = u32(one[j]) | u32(u32(other[j]) << u32(16))
-
-    @c.function
     def copy(n: Any, sums_at: Any, out_at: Any) -> None:
         sums, out = floats(sums_at, n), floats(out_at, n)
         for j in range(n):
             out[j] = sums[j]
 
     @c.function
-    def dropped(n: Any, sums_at: Any, out_at: Any, first: Any, kept: Any, scale: Any, low: Any, high: Any) -> None:
+    def dropped(n: Any, sums_at: Any, out_at: Any, first: Any, scale: Any, kept: Any, low: Any, high: Any) -> None:
         sums, out = floats(sums_at, n), floats(out_at, n)
         for j in range(n):
-            out[j] = sums[j] * scale if is_kept(first + u32(j), low, high, kept) else f32(0)
+            out[j] = sums[j] * scale if is_kept(first + u32(j), kept, low, high) else f32(0)
 
     @c.entry
     def weight_gradients(given: Any) -> None:
         a = carray(given, 15)
         rows, gates, width, size, columns = a[0], a[1], a[2], a[3], 2 * a[4]
-        kept, low, high = u32(a[5]), u32(a[6] & 0xFFFFFFFF), u32((a[6] >> 32) & 0xFFFFFFFF)
-        scale, raw, both, turned, stride, packed = f32(65536) / f32(a[5]), a[7], a[8], a[9], a[10], a[11]
+        scale, kept, low, high = parts(a[5], a[6])
+        raw, both, turned, stride, packed = a[7], a[8], a[9], a[10], a[11]
         of_inputs, of_state, pairs = a[13], a[14], (rows + 1) // 2
         panels, tiles = (columns + COLUMNS - 1) // COLUMNS, (gates + ROWS - 1) // ROWS
         thread, threads = i64(number()), i64(count())
@@ -291,7 +293,7 @@ def _weight_gradients() -> Any:
                 copy(middle - first, row, of_inputs + (n * width + first) * 4)
                 start = n * size + middle - width
                 dropped(
-                    stop - middle, row + (middle - first) * 4, of_state + start * 4, u32(start), kept, scale, low, high
+                    stop - middle, row + (middle - first) * 4, of_state + start * 4, u32(start), scale, kept, low, high
                 )
 
     return weight_gradients

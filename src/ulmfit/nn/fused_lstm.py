@@ -8,34 +8,23 @@ B texts, T steps, I inputs, H cells; gates are in torch's order: input, forget, 
 
 from __future__ import annotations
 
-import logging
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from ulmfit.nn import openmp
-from ulmfit.nn.fused_loops import kernels
+from ulmfit.nn.fused_loops import DRAWS, kernels
 from ulmfit.nn.register_tiles import COLUMNS
+from ulmfit.nn.vectors import compiles
 
-log = logging.getLogger("ulmfit")
-
-DRAWS = 1 << 16  # values of the random number that decides whether a weight is kept
 _LINE = 32  # bfloat16 numbers in a line of the processor's cache
 
 
 @cache
 def is_available() -> bool:
     """Whether Numba is there and compiles the layer on this machine."""
-    if find_spec("numba") is None:
-        return False
-    try:
-        kernels()
-    except Exception as error:  # it raises errors of many kinds for a NumPy or a processor that it does not know
-        log.warning("Numba cannot compile the LSTM, training goes on without: %s", str(error).partition("\n")[0])
-        return False
-    return True
+    return compiles(kernels)
 
 
 class Weights:
@@ -53,8 +42,9 @@ class Weights:
         stride = _odd_lines(2 * self.pairs)
         tiles = torch.empty(torch.get_num_threads(), COLUMNS, stride, dtype=torch.bfloat16)
         openmp.run(
-            kernels().prepare, weight_ih.contiguous(), weight_hh.contiguous(), self.gates, self.width, self.size,
-            self.kept, seed, tiles, stride, self.forward, 0 if self.back is None else self.back,
+            kernels().prepare, weight_ih.float().contiguous(), weight_hh.float().contiguous(),
+            self.gates, self.width, self.size, self.kept, seed, tiles, stride,
+            self.forward, 0 if self.back is None else self.back,
         )  # fmt: skip
 
 

@@ -13,8 +13,6 @@ from ulmfit.nn.dropout import variational_dropout
 from ulmfit.nn.heads import ClassifierHead, ConcatPool, TiedDecoder
 from ulmfit.nn.losses import activation_regularisation, chunked_cross_entropy, summed_cross_entropy
 
-_CALL = 64  # tokens that are read in the time that one more call of the encoder costs
-
 
 class LMLoss(NamedTuple):
     """Cross-entropy in nats per token, the AR/TAR penalty added to it in training, and the new state."""
@@ -229,7 +227,7 @@ class TextClassifier(nn.Module):
         beginnings, step = pool[:1], 0
         while step < tokens.size(1):
             found, longer = torch.unique(group * size + tokens[:, step], return_inverse=True)
-            if rows - len(found) <= _CALL:
+            if rows - len(found) <= self.encoder.tokens_a_call:
                 break
             group, before = longer, found // size
             hidden, state = self.encoder((found % size)[:, None], None if state is None else select_rows(state, before))
@@ -242,7 +240,7 @@ class TextClassifier(nn.Module):
     def _chunks(self, ends: list[int], steps: int, read: int = 0) -> list[tuple[int, int]]:
         """[first, end) of the steps to read at a time, after `read`; documents end at `ends`, the last first."""
         if not self.training and self.encoder.cheap_calls:
-            return chunks_with_little_padding(ends, self.bptt, read)
+            return chunks_with_little_padding(ends, self.bptt, read, self.encoder.tokens_a_call)
         return [(start, start + self.bptt) for start in range(read, steps, self.bptt)]
 
     def layer_groups(self) -> list[nn.Module]:
@@ -256,16 +254,13 @@ def _features(hidden: Tensor) -> Tensor:
     return torch.cat([hidden[:, -1], hidden.amax(1), hidden.sum(1) / hidden.size(1)], dim=1)
 
 
-def chunks_with_little_padding(
-    ends: list[int], most: int, start: int = 0, share: float = 1 / 16, call: int = _CALL
-) -> list[tuple[int, int]]:
+def chunks_with_little_padding(ends: list[int], most: int, start: int = 0, call: int = 64) -> list[tuple[int, int]]:
     """Cut the steps of documents that end at `ends`, the last first, so that those that ended are soon left out.
 
     Args:
         most: steps of a chunk.
         start: steps read before.
-        share: of a chunk that may be padding.
-        call: so many tokens may be padding, too.
+        call: so many tokens of a chunk may be padding, or of a large one, of every 1,024.
     """
     chunks: list[tuple[int, int]] = []
     unread = sum(end > start for end in ends)
@@ -274,7 +269,7 @@ def chunks_with_little_padding(
         for ended, end in enumerate(reversed(ends[:unread])):
             end = min(end, limit)
             padding += ended * (end - stop)
-            if padding > max(call, share * unread * (end - start)):
+            if padding > call * max(1, unread * (end - start) / 1024):
                 break
             stop = end
         chunks.append((start, stop))

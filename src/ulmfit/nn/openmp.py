@@ -13,6 +13,16 @@ _NAMES = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_th
 
 
 @cache
+def is_available() -> bool:
+    """Whether there is an OpenMP that compiled loops can use; on macOS and Windows there is none."""
+    try:
+        library()
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+@cache
 def library() -> Any:
     """The OpenMP that torch is linked to.
 

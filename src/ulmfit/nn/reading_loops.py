@@ -10,8 +10,6 @@ from ulmfit.nn import openmp
 from ulmfit.nn.register_tiles import COLUMNS, PANEL_ROW, product
 from ulmfit.nn.vectors import compiler
 
-_alive: list[Any] = []
-
 
 @cache
 def _cell() -> Any:
@@ -36,14 +34,8 @@ def _cell() -> Any:
 def bfloat16() -> int:
     """Address of the loop over all steps in bfloat16."""
     c, multiply, cell = compiler(), product("bf16"), _cell()
-    floats, halves, narrow, i64, carray = c.floats, c.halves, c.narrow, c.numba.int64, c.numba.carray
+    convert, i64, carray = c.convert, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
-
-    @c.function
-    def convert(n: Any, numbers_at: Any, out_at: Any) -> None:
-        numbers, out = floats(numbers_at, n), halves(out_at, n)
-        for j in range(n):
-            out[j] = narrow(numbers[j])
 
     @c.entry
     def read(given: Any) -> None:
@@ -60,8 +52,7 @@ def bfloat16() -> int:
                 convert(size, states + b * size * 4, both + ((t + 1) * rows + b) * stride + width * 2)
             barrier()
 
-    _alive.append(read)
-    return int(read.address)
+    return read
 
 
 @cache
@@ -144,5 +135,4 @@ def int8() -> int:
                 quantise(size, out, reduced_h + b * groups_h * 4, row_h + b * 8)
             barrier()
 
-    _alive.append(read)
-    return int(read.address)
+    return read

@@ -27,8 +27,8 @@ def reduce_precision(encoder: AWDLSTM, precision: str) -> None:
     Args:
         precision: "32" leaves it as it is; "bf16" has weights and hidden states in bfloat16, cells and sums inside
             products in float32; "int8" has the LSTMs' weights in 8 bits, a scale for each row, and what they are
-            multiplied with rounded to 8 bits of the largest value in the batch; "auto" is "bf16" where the hardware
-            multiplies it natively, else "32".
+            multiplied with rounded to 8 bits of the largest value in the batch or, in compiled loops, of each text;
+            "auto" is "bf16" where the hardware multiplies it natively, else "32".
 
     Raises:
         UsageError: a precision that is not one of these, or not on this machine.

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import zip_longest
 from typing import Any
 
+from ulmfit.nn import openmp
+
+log = logging.getLogger("ulmfit")
+
+_alive: list[Any] = []  # what is compiled and elsewhere known by address alone
 _LEVELS = 11  # of the continued fraction: within 5e-7 of tanh
 _LARGEST = 7.35  # beyond, tanh is 1 as exactly
 
@@ -23,18 +30,19 @@ class Compiler:
     Attributes:
         numba: the package.
         function: compiles for those that call it.
-        entry: compiles `void f(int64_t *)`; the address of it is its `address`.
+        entry: compiles `void f(int64_t *)` and gives its address.
         floats, halves, words: (address, count) -> array of float32, of uint16 (bfloat16's bits), of uint32.
         integers, bytes_: the same of int32 and int8.
         float_parts, half_parts: (address, count) -> four such arrays, one behind the other.
         wide, narrow: bfloat16 as its bits <-> float32, to the nearest, ties to even.
         as_bits, as_float: a float32 <-> its bits.
+        convert: (count, address of float32, address of bfloat16) -> nothing; rounds all.
         tanh, sigmoid: of float32.
     """
 
     numba: Any
     function: Decorator
-    entry: Decorator
+    entry: Callable[[Callable[..., Any]], int]
     floats: Any
     halves: Any
     words: Any
@@ -46,8 +54,21 @@ class Compiler:
     narrow: Any
     as_bits: Any
     as_float: Any
+    convert: Any
     tanh: Any
     sigmoid: Any
+
+
+def compiles(make: Callable[[], object]) -> bool:
+    """Whether Numba is there and `make` compiles on this machine; if it should and does not, a warning says why."""
+    if find_spec("numba") is None or not openmp.is_available():
+        return False
+    try:
+        make()
+    except Exception as error:  # it raises errors of many kinds for a NumPy or a processor that it does not know
+        log.warning("Numba cannot compile the LSTM, which is slower without: %s", str(error).partition("\n")[0])
+        return False
+    return True
 
 
 @cache
@@ -79,11 +100,15 @@ def compiler() -> Compiler:
     # Contracting only: sums in another order, or numbers taken for finite, would be other results.
     exact = {"error_model": "numpy", "fastmath": {"contract"}}
     function: Decorator = numba.njit(**exact, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-    entry: Decorator = numba.cfunc(types.void(types.CPointer(types.int64)), **exact)
     u16, u32, f32, carray = numba.uint16, numba.uint32, numba.float32, numba.carray
     i8, i32 = numba.int8, numba.int32
     half, large = f32(0.5), f32(_LARGEST)
     (p0, p1, p2, p3, p4, p5), (q0, q1, q2, q3, q4, q5) = (tuple(map(f32, each)) for each in _tanh_coefficients())
+
+    def entry(loop: Callable[..., Any]) -> int:
+        compiled = numba.cfunc(types.void(types.CPointer(types.int64)), **exact)(loop)
+        _alive.append(compiled)
+        return int(compiled.address)
 
     @function
     def floats(address: Any, count: Any) -> Any:
@@ -123,6 +148,12 @@ def compiler() -> Compiler:
         return u16((bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1))) >> u32(16))
 
     @function
+    def convert(n: Any, numbers_at: Any, out_at: Any) -> None:
+        numbers, out = floats(numbers_at, n), halves(out_at, n)
+        for j in range(n):
+            out[j] = narrow(numbers[j])
+
+    @function
     def tanh(x: Any) -> Any:
         x = -large if x < -large else (large if x > large else x)  # what is not a number stays it
         s = x * x
@@ -134,23 +165,9 @@ def compiler() -> Compiler:
         return half * tanh(half * x) + half
 
     return Compiler(
-        numba,
-        function,
-        entry,
-        floats,
-        halves,
-        words,
-        integers,
-        bytes_,
-        float_parts,
-        half_parts,
-        wide,
-        narrow,
-        as_bits,
-        as_float,
-        tanh,
-        sigmoid,
-    )
+        numba, function, entry, floats, halves, words, integers, bytes_, float_parts, half_parts, wide, narrow,
+        as_bits, as_float, convert, tanh, sigmoid,
+    )  # fmt: skip
 
 
 def _tanh_coefficients() -> tuple[list[float], list[float]]:
