@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LONGEST_DOCUMENT = 50_000_000  # characters: ten times a document of a million tokens
-SIDE_BY_SIDE = 128  # texts that predictions read at once, if they are short
+SIDE_BY_SIDE = 256  # texts that predictions read at once, if they are short
 TOKENS_AT_A_TIME = 64 * 70  # that they read at once; see nn.reduced for predictions with fewer bits
 
 
