@@ -48,9 +48,13 @@ def main(words: list[str]) -> int:
             print(f"bench: {error}", file=sys.stderr)
             return 2
         failures = 0
-        for device, cases in (("cpu", CASES), ("gpu", GPU_CASES)):
-            if any(case.name in chosen for case in cases):
-                failures += compare([case for case in cases if case.name in chosen], folder, out, options, device)
+        try:
+            for device, cases in (("cpu", CASES), ("gpu", GPU_CASES)):
+                if any(case.name in chosen for case in cases):
+                    failures += compare([case for case in cases if case.name in chosen], folder, out, options, device)
+        except report.NotTheSame as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
         if any(name in chosen for name in scale.NAMES):
             failures += scale.run([name for name in scale.NAMES if name in chosen], folder, out, options)
     print(f"written to {out}", file=sys.stderr)
@@ -94,11 +98,7 @@ def compare(chosen: list[Case], folder: Path, out: Path, options: argparse.Names
         "failures": [],
     }
     measured: list[Measured] = []
-    try:
-        kept = report.kept(out, [case.name for case in chosen], content) if options.update else {}
-    except ValueError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
+    kept = report.kept(out, [case.name for case in chosen], content) if options.update else {}
     content |= kept and {"earlier": kept["earlier"], "limits": kept["limits"]}
     _limits(content, folder, options)
     for case in chosen:

@@ -80,25 +80,29 @@ def command() -> str:
     return f"make bench ARGS='{words}'" if words else "make bench"
 
 
+class NotTheSame(Exception):
+    """What stands in a report cannot stand beside what is measured now."""
+
+
 def kept(folder: Path, again: list[str], content: dict[str, Any]) -> dict[str, Any]:
     """What stays of the report in `folder` when the cases `again` are measured again; empty if there is none.
 
     Returns: rows, failures and limits, and under "earlier" by which command, when and how long.
 
     Raises:
-        ValueError: it is of another machine, or its cases are no longer what they were.
+        NotTheSame: it is of another machine, or its cases are no longer what they were.
     """
     path = folder / f"{content['device']}.json"
     if not path.is_file():
         return {}
     old = json.loads(path.read_text(encoding="utf-8"))
     if old["machine"] != content["machine"]:
-        raise ValueError(f"{path} is of another machine, or of other versions; measure everything again")
+        raise NotTheSame(f"{path} is of another machine, or of other versions; measure everything again")
     found = {name: [one for one in old[name] if one["case"] not in again] for name in ("rows", "failures")}
     whats = {case.name: case.what for case in [*CASES, *GPU_CASES]}
     for one in [*found["rows"], *found["failures"]]:
         if whats.get(one["case"]) != one.get("what"):
-            raise ValueError(f"{path} has measured something else as {one['case']}; measure everything again")
+            raise NotTheSame(f"{path} has measured something else as {one['case']}; measure everything again")
     run = {name: old[name] for name in ("command", "date", "seconds")}
     return {**found, "limits": old["limits"], "earlier": [*old.get("earlier", []), run]}
 

@@ -220,6 +220,7 @@ def test_a_side_that_fails_is_named_and_the_rest_kept(tmp_path: Path) -> None:
         (tmp_path / "out" / "cpu.json").write_text(json.dumps({**updated, **changed}))
         refused = bench(tmp_path / "out", *again)
         assert refused.returncode == 1 and told in refused.stderr and "Traceback" not in refused.stderr
+        assert "written" not in refused.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
