@@ -29,9 +29,11 @@ from ulmfit.config import (
 )
 from ulmfit.data.cache import TokenCache
 from ulmfit.errors import NotFinished, Stopped
+from ulmfit.nn import bfloat16
 from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
 from ulmfit.nn.build import new_text_classifier
 from ulmfit.nn.models import LanguageModel
+from ulmfit.nn.processor import cpu_multiplies_bfloat16
 from ulmfit.training import engine
 from ulmfit.training.checkpoints import WholeFiles, recovery_path
 from ulmfit.training.trainer import FitResult
@@ -163,6 +165,23 @@ def test_from_any_checkpoint(case: str, tmp_path: Path) -> None:
         recovery_path(folder).parent.mkdir(parents=True)
         shutil.copy(snapshot, recovery_path(folder))
         fit(config, folder, []).assert_equal(whole, snapshot.stem)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="no bfloat16 products on this processor")
+@pytest.mark.parametrize("case", ["lm", "classifier"])
+def test_from_a_checkpoint_in_bfloat16(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With compiled layers, too, whose dropped weights follow from torch's random numbers."""
+    monkeypatch.setattr(bfloat16, "_LEAST_SIZE_TO_COMPILE", 1)
+    fit, config = CASES[case]
+    trainer = replace(TRAINER, precision="bf16-mixed")
+    snapshots = Snapshots(recovery_path(tmp_path / "whole"))
+    whole = fit(config, tmp_path / "whole", [snapshots], trainer)
+    for snapshot in snapshots.taken[1::4]:
+        folder = tmp_path / snapshot.stem
+        recovery_path(folder).parent.mkdir(parents=True)
+        shutil.copy(snapshot, recovery_path(folder))
+        fit(config, folder, [], trainer).assert_equal(whole, snapshot.stem)
 
 
 @dataclass
