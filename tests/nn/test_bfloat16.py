@@ -27,7 +27,7 @@ def cell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     if request.param == "numba":
         pytest.importorskip("numba")
         assert fused_lstm.is_available()
-        monkeypatch.setattr(bfloat16, "_LEAST_SIZE_TO_COMPILE", 1)
+        monkeypatch.setattr(bfloat16, "LEAST_SIZE_TO_COMPILE", 1)
     else:
         monkeypatch.setattr(fused_lstm, "is_available", lambda: False)
         monkeypatch.setattr(bfloat16, "_LEAST_SIZE", 1)
@@ -189,7 +189,7 @@ def test_other_batches_are_left_to_torch(without_tiles: None, rows: int) -> None
 
 
 def test_small_layers_are_left_to_torch(without_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bfloat16, "_LEAST_SIZE_TO_COMPILE", 8)
+    monkeypatch.setattr(bfloat16, "LEAST_SIZE_TO_COMPILE", 8)
     monkeypatch.setattr(bfloat16, "_LEAST_SIZE", 8)
     with torch.autocast("cpu", torch.bfloat16):
         assert bfloat16.is_worth_it(nn.LSTM(4, 8, batch_first=True), torch.zeros(3, 2, 4))
@@ -200,7 +200,7 @@ def test_a_small_layer_compiles_nothing(without_tiles: None, monkeypatch: pytest
     def available() -> bool:
         raise AssertionError("compiled for a layer that trains in no time")
 
-    monkeypatch.setattr(bfloat16, "_LEAST_SIZE_TO_COMPILE", 128)
+    monkeypatch.setattr(bfloat16, "LEAST_SIZE_TO_COMPILE", 128)
     monkeypatch.setattr(fused_lstm, "is_available", available)
     with torch.autocast("cpu", torch.bfloat16):
         bfloat16.is_worth_it(nn.LSTM(4, 8, batch_first=True), torch.zeros(3, 2, 4))

@@ -134,7 +134,7 @@ def test_zeros_and_what_is_not_a_number(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_taken_for_networks_that_are_large_enough(kind: str) -> None:
-    for size, taken in ((reduced._LEAST_SIZE_TO_COMPILE, True), (16, False)):
+    for size, taken in ((vectors.LEAST_SIZE_TO_COMPILE, True), (16, False)):
         torch.manual_seed(0)
         encoder = AWDLSTM(Architecture(30, 12, size, 2)).eval()
         tokens = torch.randint(30, (3, 9))
@@ -160,7 +160,7 @@ def test_without_a_numba_that_works(
         each.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(vectors, "import_module", refused)
-        encoder = AWDLSTM(Architecture(30, 12, reduced._LEAST_SIZE_TO_COMPILE, 2)).eval()
+        encoder = AWDLSTM(Architecture(30, 12, vectors.LEAST_SIZE_TO_COMPILE, 2)).eval()
         reduced.reduce_precision(encoder, kind)
         assert not any(isinstance(rnn, CompiledLSTM) for rnn in encoder.rnns)
         assert encoder(torch.zeros(1, 2, dtype=torch.int64))[0].shape == (1, 2, 12)

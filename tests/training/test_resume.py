@@ -172,7 +172,7 @@ def test_from_any_checkpoint(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["lm", "classifier"])
 def test_from_a_checkpoint_in_bfloat16(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With compiled layers, too, whose dropped weights follow from torch's random numbers."""
-    monkeypatch.setattr(bfloat16, "_LEAST_SIZE_TO_COMPILE", 1)
+    monkeypatch.setattr(bfloat16, "LEAST_SIZE_TO_COMPILE", 1)
     fit, config = CASES[case]
     trainer = replace(TRAINER, precision="bf16-mixed")
     snapshots = Snapshots(recovery_path(tmp_path / "whole"))

@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from ulmfit.nn import fused_lstm, torch_cell
 from ulmfit.nn.dropout import weight_dropout
 from ulmfit.nn.processor import cpu_casts_to_bfloat16, cpu_has_tiles, cpu_multiplies_bfloat16, onednn_has
+from ulmfit.nn.vectors import LEAST_SIZE_TO_COMPILE
 
-_LEAST_SIZE_TO_COMPILE = 128  # below, few trainings take as long as Numba takes to compile
 _LEAST_SIZE, _MOST_ROWS = 400, 192  # without it: smaller layers are read no slower by oneDNN; hardly more was measured
 _STEPS_TO_PACK = 24  # fewer take less time than to lay out transposed weights
 
@@ -39,7 +39,7 @@ def is_worth_it(rnn: nn.Module, x: Tensor) -> TypeGuard[nn.LSTM]:
 
 
 def _may_compile(rnn: nn.LSTM) -> bool:
-    return rnn.hidden_size >= _LEAST_SIZE_TO_COMPILE and fused_lstm.is_available()
+    return rnn.hidden_size >= LEAST_SIZE_TO_COMPILE and fused_lstm.is_available()
 
 
 def _may_step(rnn: nn.LSTM, rows: int) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ulmfit.nn import openmp, reading_loops
 from ulmfit.nn.processor import cpu_has_tiles, cpu_multiplies_bfloat16
-from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS
+from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, panels_of
 from ulmfit.nn.vectors import compiles
 
 
@@ -40,7 +40,7 @@ class CompiledLSTM(nn.Module):
         return h, c
 
     def _sums(self, rows: int) -> Tensor:
-        return torch.empty(rows, -(-4 * self.hidden_size // COLUMNS) * COLUMNS)
+        return torch.empty(rows, panels_of(4 * self.hidden_size) * COLUMNS)
 
 
 class CompiledBFloat16LSTM(CompiledLSTM):
@@ -49,7 +49,7 @@ class CompiledBFloat16LSTM(CompiledLSTM):
     def __init__(self, rnn: nn.LSTM) -> None:
         super().__init__(rnn)
         weights = torch.cat([rnn.get_parameter("weight_ih_l0"), rnn.get_parameter("weight_hh_l0")], 1)
-        self._packed = _panels(weights.detach().bfloat16(), "bf16")
+        self._packed = _laid_out(weights.detach().bfloat16(), "bf16")
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(B, T, I) -> outputs (B, T, H) and the state ((1, B, H), (1, B, H)), the cells in float32."""
@@ -95,14 +95,14 @@ def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(4 H, I) -> unsigned bytes around 128 as the loops read them, and (4 H,) what a unit of each row is worth."""
     scale = weight.float().abs().amax(1).clamp(min=1e-12) / 127
     shifted = (weight.float() / scale[:, None]).round() + 128
-    return _panels(shifted.to(torch.uint8), "int8"), scale
+    return _laid_out(shifted.to(torch.uint8), "int8"), scale
 
 
-def _panels(weight: Tensor, kind: str) -> Tensor:
+def _laid_out(weight: Tensor, kind: str) -> Tensor:
     """(4 H, I) -> (panels, groups, columns, neighbours), with zeros for what is not there."""
     columns, inputs = weight.shape
     neighbours = NEIGHBOURS[kind]
-    panels, groups = -(-columns // COLUMNS), -(-inputs // neighbours)
+    panels, groups = panels_of(columns), -(-inputs // neighbours)
     padded = weight.new_zeros(panels * COLUMNS, groups * neighbours)
     padded[:columns, :inputs] = weight
     return padded.view(panels, COLUMNS, groups, neighbours).transpose(1, 2).contiguous()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ulmfit.nn import openmp
 from ulmfit.nn.fused_loops import DRAWS, kernels
-from ulmfit.nn.register_tiles import COLUMNS
+from ulmfit.nn.register_tiles import COLUMNS, panels_of
 from ulmfit.nn.vectors import compiles
 
 _LINE = 32  # bfloat16 numbers in a line of the processor's cache
@@ -37,8 +37,8 @@ class Weights:
         (self.gates, self.width), self.size = weight_ih.shape, weight_hh.size(1)
         self.pairs = (self.width + self.size + 1) // 2  # of inputs and state beside each other
         self.kept, self.seed = max(1, round((1 - rate) * DRAWS)), seed
-        self.forward = _panels(_count(self.gates), self.pairs)
-        self.back = _panels(_count(self.size) + _count(self.width), self.gates // 2) if backward_too else None
+        self.forward = _panels(panels_of(self.gates), self.pairs)
+        self.back = _panels(panels_of(self.size) + panels_of(self.width), self.gates // 2) if backward_too else None
         stride = _odd_lines(2 * self.pairs)
         tiles = torch.empty(torch.get_num_threads(), COLUMNS, stride, dtype=torch.bfloat16)
         openmp.run(
@@ -59,7 +59,7 @@ def forward(weights: Weights, bias: Tensor, both: Tensor, cells: Tensor, gates: 
         gates: (T, B, 4 H) in bfloat16; filled in.
     """
     steps, rows, _ = gates.shape
-    sums = torch.empty(rows, _count(weights.gates) * COLUMNS)
+    sums = torch.empty(rows, panels_of(weights.gates) * COLUMNS)
     openmp.run(
         kernels().forward, steps, rows, weights.width, weights.size, weights.pairs,
         weights.forward, bias, both, cells, gates, sums,
@@ -81,7 +81,7 @@ def backward(
     steps, rows, count = gates.shape
     raw, grad = torch.empty_like(gates), grad.contiguous()
     inputs = torch.empty(steps, rows, weights.width, dtype=torch.bfloat16) if of_inputs else None
-    panels = _count(weights.size) + of_inputs * _count(weights.width)
+    panels = panels_of(weights.size) + of_inputs * panels_of(weights.width)
     through = torch.zeros(rows, panels * COLUMNS)
     bias = torch.zeros(torch.get_num_threads(), count)
     openmp.run(
@@ -97,7 +97,7 @@ def weight_gradients(weights: Weights, raw: Tensor, both: Tensor) -> tuple[Tenso
     pairs = (rows + 1) // 2
     stride = _odd_lines(2 * pairs)
     turned = torch.empty(weights.gates, stride, dtype=torch.bfloat16)
-    packed = _panels(_count(2 * weights.pairs), pairs)
+    packed = _panels(panels_of(2 * weights.pairs), pairs)
     of_inputs, of_state = torch.empty(weights.gates, weights.width), torch.empty(weights.gates, weights.size)
     sums = torch.empty(torch.get_num_threads(), COLUMNS, COLUMNS)  # more rows than are used: a page of its own for each
     openmp.run(
@@ -105,11 +105,6 @@ def weight_gradients(weights: Weights, raw: Tensor, both: Tensor) -> tuple[Tenso
         weights.kept, weights.seed, raw, both, turned, stride, packed, sums, of_inputs, of_state,
     )  # fmt: skip
     return of_inputs, of_state
-
-
-def _count(columns: int) -> int:
-    """Panels of so many columns."""
-    return -(-columns // COLUMNS)
 
 
 def _panels(panels: int, pairs: int) -> Tensor:

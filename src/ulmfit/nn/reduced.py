@@ -14,11 +14,11 @@ from ulmfit.nn import compiled_lstm
 from ulmfit.nn.awd_lstm import AWDLSTM
 from ulmfit.nn.packed import pack_weights
 from ulmfit.nn.processor import cpu_has_tiles, cpu_multiplies_bfloat16, cpu_multiplies_int8
+from ulmfit.nn.vectors import LEAST_SIZE_TO_COMPILE
 
 PRECISIONS = ("32", "auto", "bf16", "int8")
 # Up to so many rows FBGEMM multiplies int8 faster than oneDNN, with tiles and without.
 _FEW_ROWS_WITH_TILES, _FEW_ROWS = 4, 32
-_LEAST_SIZE_TO_COMPILE = 128  # smaller networks read no faster for it
 
 
 def reduce_precision(encoder: AWDLSTM, precision: str) -> None:
@@ -44,7 +44,7 @@ def reduce_precision(encoder: AWDLSTM, precision: str) -> None:
         raise UsageError(
             "precision=bf16 was asked for, but this machine has no bfloat16 units; use precision=int8 or 32"
         )
-    compiled = device.type == "cpu" and encoder.architecture.hidden_dim >= _LEAST_SIZE_TO_COMPILE
+    compiled = device.type == "cpu" and encoder.architecture.hidden_dim >= LEAST_SIZE_TO_COMPILE
     if precision == "bf16" or (precision == "auto" and native):
         if compiled and compiled_lstm.is_available("bf16"):
             _replace(encoder, compiled_lstm.CompiledBFloat16LSTM)

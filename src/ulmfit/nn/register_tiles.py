@@ -19,7 +19,11 @@ COLUMNS = 64  # of a tile
 PANEL_ROW = 4 * COLUMNS  # bytes: the neighbours of each column
 NEIGHBOURS = {"bf16": 2, "int8": 4}  # that are multiplied at once
 _LANES = 16  # 32-bit numbers in a register
-_alive: list[Any] = []  # compiled functions of which only the address is kept elsewhere
+
+
+def panels_of(columns: int) -> int:
+    """How many panels hold so many columns."""
+    return -(-columns // COLUMNS)
 
 
 @cache
@@ -49,9 +53,8 @@ def multiplier(kind: str) -> Any:
         else:
             tile1(x, stride, panel, groups, out, out_stride)
 
-    compiled = numba.cfunc(numba.void(*[numba.int64] * 7))(multiply)
-    _alive.append(compiled)
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)(compiled.address)
+    address = compiler().by_address(numba.void(*[numba.int64] * 7), multiply)
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)(address)
 
 
 @cache

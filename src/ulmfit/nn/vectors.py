@@ -15,6 +15,7 @@ from ulmfit.nn import openmp
 
 log = logging.getLogger("ulmfit")
 
+LEAST_SIZE_TO_COMPILE = 128  # cells of a layer: with fewer, hardly any work takes as long as Numba takes
 _alive: list[Any] = []  # what is compiled and elsewhere known by address alone
 _LEVELS = 11  # of the continued fraction: within 5e-7 of tanh
 _LARGEST = 7.35  # beyond, tanh is 1 as exactly
@@ -30,6 +31,7 @@ class Compiler:
     Attributes:
         numba: the package.
         function: compiles for those that call it.
+        by_address: (signature, function) -> address of the compiled function.
         entry: compiles `void f(int64_t *)` and gives its address.
         floats, halves, words: (address, count) -> array of float32, of uint16 (bfloat16's bits), of uint32.
         integers, bytes_: the same of int32 and int8.
@@ -42,6 +44,7 @@ class Compiler:
 
     numba: Any
     function: Decorator
+    by_address: Callable[[Any, Callable[..., Any]], int]
     entry: Callable[[Callable[..., Any]], int]
     floats: Any
     halves: Any
@@ -105,10 +108,13 @@ def compiler() -> Compiler:
     half, large = f32(0.5), f32(_LARGEST)
     (p0, p1, p2, p3, p4, p5), (q0, q1, q2, q3, q4, q5) = (tuple(map(f32, each)) for each in _tanh_coefficients())
 
-    def entry(loop: Callable[..., Any]) -> int:
-        compiled = numba.cfunc(types.void(types.CPointer(types.int64)), **exact)(loop)
+    def by_address(signature: Any, given: Callable[..., Any]) -> int:
+        compiled = numba.cfunc(signature, **exact)(given)
         _alive.append(compiled)
         return int(compiled.address)
+
+    def entry(loop: Callable[..., Any]) -> int:
+        return by_address(types.void(types.CPointer(types.int64)), loop)
 
     @function
     def floats(address: Any, count: Any) -> Any:
@@ -165,8 +171,8 @@ def compiler() -> Compiler:
         return half * tanh(half * x) + half
 
     return Compiler(
-        numba, function, entry, floats, halves, words, integers, bytes_, float_parts, half_parts, wide, narrow,
-        as_bits, as_float, convert, tanh, sigmoid,
+        numba, function, by_address, entry, floats, halves, words, integers, bytes_, float_parts, half_parts, wide,
+        narrow, as_bits, as_float, convert, tanh, sigmoid,
     )  # fmt: skip
 
 
