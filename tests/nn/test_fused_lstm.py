@@ -1,4 +1,4 @@
-"""The compiled bfloat16 layer against the equations in double precision, on the numbers as it rounds them."""
+"""The compiled layers against the equations in double precision, on the numbers as they round them."""
 
 from __future__ import annotations
 
@@ -14,40 +14,51 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ulmfit.nn import fused_loops, fused_lstm, openmp, vectors
-from ulmfit.nn.processor import cpu_multiplies_bfloat16
+from ulmfit.nn.processor import cpu_has_avx2, cpu_multiplies_bfloat16
 
 pytest.importorskip("numba")
-pytestmark = pytest.mark.skipif(
-    not cpu_multiplies_bfloat16() or sys.platform != "linux", reason="no bfloat16 products on this processor"
-)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="loops are compiled on Linux alone")
+
+
+@pytest.fixture(scope="module", params=["bf16", "fp32"])
+def kind(request: pytest.FixtureRequest) -> str:
+    if not (cpu_multiplies_bfloat16() if request.param == "bf16" else cpu_has_avx2()):
+        pytest.skip("this processor has no such products")
+    return str(request.param)
 
 
 class Layer:
     """Weights, inputs and what the compiled loops make of them."""
 
-    def __init__(self, rows: int, steps: int, width: int, size: int, seed: int, rate: float = 0.0) -> None:
+    def __init__(
+        self, kind: str, rows: int, steps: int, width: int, size: int, seed: int, rate: float = 0.0,
+        from_zero: bool = False,
+    ) -> None:  # fmt: skip
+        dtype = fused_lstm.DTYPES[kind]
         torch.manual_seed(seed)
         self.rnn = nn.LSTM(width, size)
-        self.x = torch.randn(steps, rows, width).bfloat16()
-        self.h, self.c = torch.randn(rows, size).bfloat16(), torch.randn(rows, size)
+        self.x = torch.randn(steps, rows, width).to(dtype)
+        self.h, self.c = torch.randn(rows, size).to(dtype) * (not from_zero), torch.randn(rows, size)
         self.bias = (self.rnn.bias_ih_l0 + self.rnn.bias_hh_l0).detach()
-        self.weights = fused_lstm.Weights(self.rnn.weight_ih_l0.data, self.rnn.weight_hh_l0.data, rate, 7 * seed + 1)
-        self.both = torch.full((steps + 1, rows, 2 * self.weights.pairs), 7.0, dtype=torch.bfloat16)
+        self.weights = fused_lstm.Weights(
+            kind, self.rnn.weight_ih_l0.data, self.rnn.weight_hh_l0.data, rate, 7 * seed + 1
+        )
+        self.both = torch.full((steps + 1, rows, self.weights.columns), 7.0, dtype=dtype)
         self.both[:steps, :, :width], self.both[0, :, width : width + size] = self.x, self.h
         self.both[:, :, width + size :] = 0
         self.cells = torch.full((steps + 1, rows, size), 7.0)
         self.cells[0] = self.c
-        self.gates = torch.empty(steps, rows, 4 * size, dtype=torch.bfloat16)
-        fused_lstm.forward(self.weights, self.bias, self.both, self.cells, self.gates)
+        self.gates = torch.empty(steps, rows, 4 * size, dtype=dtype)
+        fused_lstm.forward(self.weights, self.bias, self.both, self.cells, self.gates, from_zero)
         self.outputs = self.both[1:, :, width : width + size]
 
     def right(self, weight_hh: Tensor | None = None) -> tuple[nn.LSTM, tuple[Tensor, Tensor, Tensor]]:
-        """The layer in double precision with weights rounded to bfloat16, and its inputs, all to differentiate."""
+        """The layer in double precision with weights rounded as ours are, and its inputs, all to differentiate."""
         twin = nn.LSTM(self.rnn.input_size, self.rnn.hidden_size).double()
         twin.load_state_dict(self.rnn.state_dict())
         with torch.no_grad():
-            twin.weight_ih_l0.copy_(self.rnn.weight_ih_l0.bfloat16())
-            twin.weight_hh_l0.copy_((self.rnn.weight_hh_l0 if weight_hh is None else weight_hh).bfloat16())
+            twin.weight_ih_l0.copy_(self.rnn.weight_ih_l0.to(self.x.dtype))
+            twin.weight_hh_l0.copy_((self.rnn.weight_hh_l0 if weight_hh is None else weight_hh).to(self.x.dtype))
         x, h, c = (each.double().requires_grad_() for each in (self.x, self.h[None], self.c[None]))
         return twin, (x, h, c)
 
@@ -59,63 +70,90 @@ def _error(found: Tensor, right: Tensor, terms: int = 1) -> float:
 
 shapes = given(
     rows=st.integers(1, 20), steps=st.integers(1, 5), width=st.integers(1, 140), size=st.integers(1, 140),
-    seed=st.integers(0, 99),
+    seed=st.integers(0, 99), from_zero=st.booleans(),
 )  # fmt: skip
 
 
 @settings(deadline=None)
 @shapes
-def test_forward(rows: int, steps: int, width: int, size: int, seed: int) -> None:
-    layer = Layer(rows, steps, width, size, seed)
+def test_forward(kind: str, rows: int, steps: int, width: int, size: int, seed: int, from_zero: bool) -> None:
+    layer = Layer(kind, rows, steps, width, size, seed, from_zero=from_zero)
     twin, (x, h, c) = layer.right()
     outputs, (_, last) = twin(x, (h, c))
-    torch.testing.assert_close(layer.outputs.double(), outputs.detach(), rtol=0.02, atol=0.01)  # states are rounded
-    torch.testing.assert_close(layer.cells[-1].double(), last[0].detach(), rtol=0.02, atol=0.01)
+    near = {"rtol": 0.02, "atol": 0.01} if kind == "bf16" else {"rtol": 1e-5, "atol": 1e-5}  # states are rounded
+    torch.testing.assert_close(layer.outputs.double(), outputs.detach(), **near)
+    torch.testing.assert_close(layer.cells[-1].double(), last[0].detach(), **near)
     assert torch.equal(layer.both[:-1, :, :width], layer.x) and (layer.both[-1, :, :width] == 7).all()
 
 
-def test_one_step_is_exact_to_the_rounding_of_its_results() -> None:
+def test_one_step_is_exact_to_the_rounding_of_its_results(kind: str) -> None:
     """Sums are in float32: only what is kept is rounded."""
-    layer = Layer(23, 1, 130, 70, 3)
+    layer, rtol = Layer(kind, 23, 1, 130, 70, 3), 1.01 * 2**-8 if kind == "bf16" else 3e-6
     twin, (x, h, c) = layer.right()
     outputs, (_, last) = twin(x, (h, c))
     torch.testing.assert_close(layer.cells[1].double(), last[0].detach(), rtol=3e-6, atol=3e-6)
-    torch.testing.assert_close(layer.outputs.double(), outputs.detach(), rtol=1.01 * 2**-8, atol=3e-6)
+    torch.testing.assert_close(layer.outputs.double(), outputs.detach(), rtol=rtol, atol=3e-6)
     sums = x[0] @ twin.weight_ih_l0.t() + h[0] @ twin.weight_hh_l0.t() + layer.bias.double()
     i, f, g, o = sums.detach().chunk(4, 1)
     gates = torch.cat([i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()], 1)
-    torch.testing.assert_close(layer.gates[0].double(), gates, rtol=1.01 * 2**-8, atol=3e-6)
+    torch.testing.assert_close(layer.gates[0].double(), gates, rtol=rtol, atol=3e-6)
 
 
 @settings(deadline=None)
 @shapes
-def test_gradients(rows: int, steps: int, width: int, size: int, seed: int) -> None:
-    layer = Layer(rows, steps, width, size, seed)
-    grad, grad_cell = torch.randn(steps, rows, size).bfloat16(), torch.randn(rows, size)
+def test_gradients(kind: str, rows: int, steps: int, width: int, size: int, seed: int, from_zero: bool) -> None:
+    layer = Layer(kind, rows, steps, width, size, seed, from_zero=from_zero)
+    grad, grad_cell = torch.randn(steps, rows, size).to(layer.gates.dtype), torch.randn(rows, size)
     of_cell = grad_cell.clone()
-    raw, of_state, of_bias, of_x = fused_lstm.backward(layer.weights, layer.cells, layer.gates, grad, of_cell, True)
-    of_ih, of_hh = fused_lstm.weight_gradients(layer.weights, raw, layer.both)
+    given_to = (layer.weights, layer.cells, layer.gates, grad)
+    raw, of_state, of_bias, of_x = fused_lstm.backward(*given_to, of_cell, True, True)
+    of_ih, of_hh = fused_lstm.weight_gradients(layer.weights, raw, layer.both, from_zero)
     twin, given_ = layer.right()
     outputs, (_, last) = twin(given_[0], given_[1:])
     loss = (outputs * grad.double()).sum() + (last[0] * grad_cell.double()).sum()
     right = torch.autograd.grad(loss, [*given_, *twin.parameters()])
-    assert of_x is not None
+    assert of_x is not None and of_state is not None
+    bound = 0.02 if kind == "bf16" else 1e-5
     for name, found, exact in zip(
         ("x", "h", "c", "weight_ih", "weight_hh", "bias"), (of_x, of_state, of_cell, of_ih, of_hh, of_bias), right,
         strict=False,
     ):  # fmt: skip
-        assert _error(found, exact.view(found.shape), rows * steps) < 0.02, name
-    again = fused_lstm.backward(layer.weights, layer.cells, layer.gates, grad, grad_cell, False)
-    assert again[3] is None and torch.equal(again[0], raw) and torch.equal(grad_cell, of_cell)
+        assert _error(found, exact.view(found.shape), rows * steps) < bound, name
+    for of_inputs, of_first in ((False, True), (True, False), (False, False)):
+        again_cell = grad_cell.clone()
+        again = fused_lstm.backward(*given_to, again_cell, of_inputs, of_first)
+        assert torch.equal(again[0], raw) and torch.equal(again_cell, of_cell)
+        assert (again[1] is None) != of_first and (again[3] is None) != of_inputs
+        assert not of_first or torch.equal(_no_none(again[1]), of_state)
+        assert not of_inputs or torch.equal(_no_none(again[3]), of_x)
+
+
+def _no_none(found: Tensor | None) -> Tensor:
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("from_zero", [False, True])
+@pytest.mark.parametrize("at_once", [1, 2, 7])
+def test_weight_gradients_in_parts(kind: str, from_zero: bool, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of many rows are added up in parts that fit a core's cache."""
+    layer = Layer(kind, 5, 4, 33, 70, 1, 0.3, from_zero)
+    raw = torch.randn(4, 5, 280).to(layer.gates.dtype)
+    whole = fused_lstm.weight_gradients(layer.weights, raw, layer.both, from_zero)
+    monkeypatch.setattr(fused_lstm, "_GROUPS_AT_ONCE", at_once)
+    for found, right in zip(fused_lstm.weight_gradients(layer.weights, raw, layer.both, from_zero), whole, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropped_weights(rate: float) -> None:
+def test_dropped_weights(kind: str, rate: float) -> None:
     """Each pass drops the same ones, so many as it should, others with another seed, and keeps the mean."""
     width, size = 33, 250
     ones = torch.ones(4 * size, size)
-    layer = Layer(3, 2, width, size, 1, rate)
-    of_state = fused_lstm.weight_gradients(layer.weights, torch.ones(2, 3, 4 * size).bfloat16(), _ones(layer.both))[1]
+    layer = Layer(kind, 3, 2, width, size, 1, rate)
+    of_state = fused_lstm.weight_gradients(
+        layer.weights, torch.ones(2, 3, 4 * size, dtype=layer.x.dtype), _ones(layer.both)
+    )[1]
     kept = of_state > 0
     assert kept.float().mean() == pytest.approx(1 - rate, abs=5 * (rate * (1 - rate) / kept.numel()) ** 0.5)
     torch.testing.assert_close(of_state[kept], torch.full_like(of_state[kept], 6 / (1 - rate)), rtol=1e-3, atol=0)
@@ -123,12 +161,16 @@ def test_dropped_weights(rate: float) -> None:
     dropped = torch.where(kept, layer.rnn.weight_hh_l0.data / (1 - rate), torch.zeros(()))
     twin, (x, h, c) = layer.right(dropped)
     torch.testing.assert_close(layer.outputs.double(), twin(x, (h, c))[0].detach(), rtol=0.02, atol=0.01)
-    grad = torch.randn(2, 3, size).bfloat16()
-    of_h = fused_lstm.backward(layer.weights, layer.cells, layer.gates, grad, torch.zeros(3, size), False)[1]
+    grad = torch.randn(2, 3, size).to(layer.x.dtype)
+    of_h = _no_none(
+        fused_lstm.backward(layer.weights, layer.cells, layer.gates, grad, torch.zeros(3, size), False, True)[1]
+    )
     (right,) = torch.autograd.grad((twin(x, (h, c))[0] * grad.double()).sum(), h)
     assert _error(of_h, right[0]) < 0.02
-    other = fused_lstm.Weights(layer.rnn.weight_ih_l0.data, ones, rate, 2)
-    another = fused_lstm.weight_gradients(other, torch.ones(2, 3, 4 * size).bfloat16(), _ones(layer.both))[1] > 0
+    other = fused_lstm.Weights(kind, layer.rnn.weight_ih_l0.data, ones, rate, 2)
+    another = (
+        fused_lstm.weight_gradients(other, torch.ones(2, 3, 4 * size, dtype=layer.x.dtype), _ones(layer.both))[1] > 0
+    )
     agree = (kept == another).float().mean()
     assert agree == pytest.approx(rate**2 + (1 - rate) ** 2, abs=0.01)
 
@@ -137,13 +179,13 @@ def _ones(both: Tensor) -> Tensor:
     return torch.ones_like(both)
 
 
-def test_draws_of_neighbours_and_of_neighbouring_seeds_have_nothing_to_do_with_each_other() -> None:
+def test_draws_of_neighbours_and_of_neighbouring_seeds_have_nothing_to_do_with_each_other(kind: str) -> None:
     size, rate = 128, 0.5
-    both, raw = torch.ones(2, 1, 2 * size).bfloat16(), torch.ones(1, 1, 4 * size).bfloat16()
+    both, raw = (torch.ones(*shape, dtype=fused_lstm.DTYPES[kind]) for shape in ((2, 1, 2 * size), (1, 1, 4 * size)))
     matrix = torch.ones(4 * size, size)
     masks = []
     for seed in (0, 1, 2, 1 << 32, 2 << 32, -1):
-        weights = fused_lstm.Weights(matrix, matrix, rate, seed)
+        weights = fused_lstm.Weights(kind, matrix, matrix, rate, seed)
         masks.append((fused_lstm.weight_gradients(weights, raw, both)[1] > 0).float() - 0.5)
     bound = 5 * 0.25 / masks[0].numel() ** 0.5
     for i, mask in enumerate(masks):
@@ -163,26 +205,26 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_the_number_of_threads_changes_nothing_but_the_order_of_the_biass_sum(threads: None) -> None:
+def test_the_number_of_threads_changes_nothing_but_the_order_of_the_biass_sum(kind: str, threads: None) -> None:
     found = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        layer = Layer(13, 4, 70, 90, 5, 0.3)
-        grad = torch.randn(4, 13, 90).bfloat16()
+        layer = Layer(kind, 13, 4, 150, 160, 5, 0.3)
+        grad = torch.randn(4, 13, 160).to(layer.x.dtype)
         raw, of_state, of_bias, of_x = fused_lstm.backward(
-            layer.weights, layer.cells, layer.gates, grad, torch.zeros(13, 90), True
+            layer.weights, layer.cells, layer.gates, grad, torch.zeros(13, 160), True, True
         )
         both = fused_lstm.weight_gradients(layer.weights, raw, layer.both)
-        found.append((layer.outputs, layer.cells, raw, of_state, of_x, *both, of_bias))
+        found.append((layer.outputs, layer.cells, raw, _no_none(of_state), _no_none(of_x), *both, of_bias))
     for other in found[1:]:
         for one, two in zip(found[0][:-1], other[:-1], strict=True):
             assert torch.equal(one, two)
         torch.testing.assert_close(found[0][-1], other[-1])
 
 
-def test_extremes() -> None:
+def test_extremes(kind: str) -> None:
     """What overflows saturates, and what is not a number is not hidden from those that look for it."""
-    layer = Layer(4, 1, 4, 16, 0)
+    layer = Layer(kind, 4, 1, 4, 16, 0)
     inf, nan = float("inf"), float("nan")
     layer.cells[0] = torch.tensor([[0.5], [1e30], [0.0], [0.0]])
     layer.both[0, :2], layer.both[0, 2, 0], layer.both[0, 3] = 0, nan, 0
@@ -205,11 +247,11 @@ def test_without_a_numba_that_works(monkeypatch: pytest.MonkeyPatch, caplog: pyt
         each.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(vectors, "import_module", refused)
-        assert not fused_lstm.is_available()
+        assert not fused_lstm.is_available("fp32")
     assert "needs NumPy 2.4 or less" in caplog.text
     for each in caches:
         each.cache_clear()
-    assert fused_lstm.is_available()
+    assert fused_lstm.is_available("fp32")
 
 
 def test_without_an_openmp_that_loops_can_use(
@@ -224,14 +266,32 @@ def test_without_an_openmp_that_loops_can_use(
     fused_lstm.is_available.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(openmp, "library", missing)
-        assert not fused_lstm.is_available()
+        assert not fused_lstm.is_available("fp32")
     assert not caplog.text
     openmp.is_available.cache_clear()
     fused_lstm.is_available.cache_clear()
-    assert fused_lstm.is_available()
+    assert fused_lstm.is_available("fp32")
 
 
 def test_importing_the_layer_does_not_import_numba() -> None:
     """It takes a third of a second, which only a training that uses it should spend."""
-    code = "import sys, ulmfit.nn.bfloat16; sys.exit('numba' in sys.modules)"
+    code = "import sys, ulmfit.nn.fused_layer; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_with_avx2_alone() -> None:
+    """On a processor with longer registers, too, the tiles of shorter ones are right."""
+    if not cpu_has_avx2():
+        pytest.skip("no AVX2 on this processor")
+    code = """
+import sys, pytest, torch
+torch.cpu._is_avx512_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
+torch.cpu._is_amx_tile_supported = lambda: False
+from ulmfit.nn import register_tiles
+assert register_tiles.COLUMNS == 16
+chosen = "fp32 and (forward or gradients or dropped or threads)"
+sys.exit(pytest.main([sys.argv[1], "-q", "-p", "no:cacheprovider", "-n", "0", "-k", chosen]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, __file__], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout

@@ -29,7 +29,7 @@ from ulmfit.config import (
 )
 from ulmfit.data.cache import TokenCache
 from ulmfit.errors import NotFinished, Stopped
-from ulmfit.nn import bfloat16
+from ulmfit.nn import fused_layer
 from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
 from ulmfit.nn.build import new_text_classifier
 from ulmfit.nn.models import LanguageModel
@@ -168,13 +168,17 @@ def test_from_any_checkpoint(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.skipif(not cpu_multiplies_bfloat16(), reason="no bfloat16 products on this processor")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 @pytest.mark.parametrize("case", ["lm", "classifier"])
-def test_from_a_checkpoint_in_bfloat16(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With compiled layers, too, whose dropped weights follow from torch's random numbers."""
-    monkeypatch.setattr(bfloat16, "LEAST_SIZE_TO_COMPILE", 1)
+def test_from_a_checkpoint_with_compiled_layers(
+    case: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their dropped weights follow from torch's random numbers."""
+    if precision == "bf16-mixed" and not cpu_multiplies_bfloat16():
+        pytest.skip("no bfloat16 products on this processor")
+    monkeypatch.setattr(fused_layer, "LEAST_SIZE_TO_COMPILE", 1)
     fit, config = CASES[case]
-    trainer = replace(TRAINER, precision="bf16-mixed")
+    trainer = replace(TRAINER, precision=precision)
     snapshots = Snapshots(recovery_path(tmp_path / "whole"))
     whole = fit(config, tmp_path / "whole", [snapshots], trainer)
     for snapshot in snapshots.taken[1::4]:

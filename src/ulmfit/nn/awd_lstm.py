@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ulmfit.config import DropoutConfig
-from ulmfit.nn import bfloat16, cudnn, stepwise
+from ulmfit.nn import bfloat16, cudnn, fused_layer, stepwise
 from ulmfit.nn.compiled_lstm import CompiledLSTM
 from ulmfit.nn.dropout import embedding_dropout, variational_dropout, weight_dropout
 from ulmfit.nn.tiles import missing_rows
@@ -88,6 +88,9 @@ class AWDLSTM(nn.Module):
                 return stepwise.lstm(rnn, x, state)
             if x.device.type == "cuda" and self.training:
                 return cudnn.lstm(rnn, weight_dropout(rnn.get_parameter("weight_hh_l0"), rate, True), x, state)
+            kind = fused_layer.kind_for(rnn, x)
+            if kind:
+                return fused_layer.lstm(kind, rnn, rate, x, state)
             if bfloat16.is_worth_it(rnn, x):
                 return bfloat16.lstm(rnn, rate, x, state)
             if self.training and rate > 0:

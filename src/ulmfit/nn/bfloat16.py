@@ -1,9 +1,9 @@
 """An LSTM layer in training in bfloat16 on processors with such products but no tiles (AVX-512 BF16).
 
-oneDNN's own layer reaches 60 % of such a processor's products there. Where Numba is installed, compiled loops make all
-steps of a pass in one call (`fused_lstm`). Without it a step is one product of inputs and hidden state side by side,
-the backward pass one product a step, one for all inputs and one for all weights, and what is between them is computed
-in float32 by `torch_cell`. Gradients are as close to float32's as oneDNN's are, or closer.
+For machines without Numba (with it, `fused_layer` is faster): oneDNN's own layer reaches 60 % of such a processor's
+products there. A step is one product of inputs and hidden state side by side, the backward pass one product a step, one
+for all inputs and one for all weights, and what is between them is computed in float32 by `torch_cell`. Gradients are
+as close to float32's as oneDNN's are, or closer.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ulmfit.nn import fused_lstm, torch_cell
+from ulmfit.nn import torch_cell
 from ulmfit.nn.dropout import weight_dropout
 from ulmfit.nn.processor import cpu_casts_to_bfloat16, cpu_has_tiles, cpu_multiplies_bfloat16, onednn_has
-from ulmfit.nn.vectors import LEAST_SIZE_TO_COMPILE
 
-_LEAST_SIZE, _MOST_ROWS = 400, 192  # without it: smaller layers are read no slower by oneDNN; hardly more was measured
+_LEAST_SIZE, _MOST_ROWS = 400, 192  # smaller layers are read no slower by oneDNN; hardly more was measured
 _STEPS_TO_PACK = 24  # fewer take less time than to lay out transposed weights
 
 
 def is_worth_it(rnn: nn.Module, x: Tensor) -> TypeGuard[nn.LSTM]:
-    """Whether `lstm` reads `x` (B, T, I) faster than `rnn` does under autocast, in training or with frozen weights."""
+    """Whether `lstm` reads `x` (B, T, I) faster than `rnn` does under autocast, in training."""
     return (
         isinstance(rnn, nn.LSTM)
         and x.device.type == "cpu"
@@ -34,17 +33,12 @@ def is_worth_it(rnn: nn.Module, x: Tensor) -> TypeGuard[nn.LSTM]:
         and not torch.compiler.is_compiling()
         and cpu_multiplies_bfloat16()
         and not cpu_has_tiles()
-        and (_may_compile(rnn) or _may_step(rnn, x.size(0)))
+        and torch.is_grad_enabled()
+        and rnn.hidden_size >= _LEAST_SIZE
+        and x.size(0) <= _MOST_ROWS
+        and onednn_has("_linear_pointwise")
+        and onednn_has("_reorder_linear_weight")
     )
-
-
-def _may_compile(rnn: nn.LSTM) -> bool:
-    return rnn.hidden_size >= LEAST_SIZE_TO_COMPILE and fused_lstm.is_available()
-
-
-def _may_step(rnn: nn.LSTM, rows: int) -> bool:
-    operators = onednn_has("_linear_pointwise") and onednn_has("_reorder_linear_weight")
-    return torch.is_grad_enabled() and rnn.hidden_size >= _LEAST_SIZE and rows <= _MOST_ROWS and operators
 
 
 def lstm(
@@ -57,51 +51,16 @@ def lstm(
     weight_ih, weight_hh, *biases = (
         rnn.get_parameter(f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
-    fused = _may_compile(rnn)
-    matrix = weight_hh if fused else weight_dropout(weight_hh, rate, True)
+    matrix = weight_dropout(weight_hh, rate, True)
     with torch.autocast("cpu", enabled=False):
         if state is None:
             h = c = x.new_zeros(x.size(0), weight_hh.size(1))
         else:
             h, c = state[0][0], state[1][0]
-        given = (x.transpose(0, 1), h, c, weight_ih, matrix, biases[0] + biases[1])
-        output, c = _FusedLayer.apply(*given, rate) if fused else _Layer.apply(*given)  # type: ignore[no-untyped-call]
-        return output.transpose(0, 1), (output[-1:], c[None])
-
-
-class _FusedLayer(torch.autograd.Function):
-    """x (T, B, I), h and c (B, H), weights (4 H, I) and (4 H, H), bias (4 H), rate -> outputs (T, B, H), last cells."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, rate: float
-    ) -> tuple[Tensor, Tensor]:
-        (steps, rows, width), size = x.shape, weight_hh.size(1)
-        seed = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None)) if rate > 0 else 0
-        weights = fused_lstm.Weights(weight_ih, weight_hh, rate, seed, any(ctx.needs_input_grad))
-        both = torch.empty(steps + 1, rows, 2 * weights.pairs, dtype=torch.bfloat16)
-        both[:steps, :, :width], both[0, :, width : width + size], both[:, :, width + size :] = x, h, 0
-        cells = torch.empty(steps + 1, rows, size)
-        cells[0] = c
-        gates = torch.empty(steps, rows, 4 * size, dtype=torch.bfloat16)
-        fused_lstm.forward(weights, bias.float(), both, cells, gates)
-        del weights.forward  # the backward pass has no need of it
-        ctx.save_for_backward(both, cells, gates)
-        ctx.weights, ctx.types = weights, [each.dtype for each in (x, h, c, weight_ih, weight_hh, bias)]
-        return both[1:, :, width : width + size].contiguous(), cells[-1].clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_cells: Tensor) -> tuple[Tensor | None, ...]:
-        both, cells, gates = ctx.saved_tensors
-        grad_c = grad_cells.float().clone(memory_format=torch.contiguous_format)
-        # Nothing learns from the gradient of inputs whose part below is frozen.
-        raw, through, grad_bias, grad_x = fused_lstm.backward(
-            ctx.weights, cells, gates, grad.bfloat16(), grad_c, ctx.needs_input_grad[0]
+        output, c = _Layer.apply(  # type: ignore[no-untyped-call]
+            x.transpose(0, 1), h, c, weight_ih, matrix, biases[0] + biases[1]
         )
-        grad_weights = fused_lstm.weight_gradients(ctx.weights, raw, both)
-        found = (grad_x, through, grad_c, *grad_weights, grad_bias)
-        return *(None if one is None else one.to(dtype) for one, dtype in zip(found, ctx.types, strict=True)), None
+        return output.transpose(0, 1), (output[-1:], c[None])
 
 
 def _packed(weight: Tensor, rows: int) -> Tensor:

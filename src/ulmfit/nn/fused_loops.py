@@ -1,7 +1,8 @@
 """The loops of `fused_lstm`, compiled: see there for what their arguments are.
 
-Numbers in memory are given by their address. A row is read in parts, each an array of its own: only so does LLVM know
-that it may take 16 numbers at once; and sums of addresses take Numba a fraction of the time that slices take it.
+What is kept and multiplied has one type, "fp32" or "bf16"; sums and cells are in float32. Numbers in memory are given
+by their address. A row is read in parts, each an array of its own: only so does LLVM know that it may take 16 numbers
+at once; and sums of addresses take Numba a fraction of the time that slices take it.
 """
 
 from __future__ import annotations
@@ -11,22 +12,27 @@ from types import SimpleNamespace
 from typing import Any
 
 from ulmfit.nn import openmp
-from ulmfit.nn.register_tiles import COLUMNS, PANEL_ROW, ROWS, multiplier, product
+from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, PANEL_ROW, ROWS, multiplier, product
 from ulmfit.nn.vectors import compiler
 
 DRAWS = 1 << 16  # values of the random number that decides whether a weight is kept
+_TILES_AT_ONCE = 8  # of a weight gradient: whose factors stay in a core's cache while all panels pass
 
 
 @cache
-def kernels() -> SimpleNamespace:
+def kernels(kind: str) -> SimpleNamespace:
     """Addresses of `prepare`, `forward`, `backward` and `weight_gradients`: some seconds, once in a process.
+
+    Args:
+        kind: "fp32" or "bf16".
 
     Raises:
         Exception: of many kinds, where Numba does not work, or torch has no OpenMP that it could use.
     """
     return SimpleNamespace(
-        prepare=_prepare(), forward=_forward(), backward=_backward(), weight_gradients=_weight_gradients()
-    )
+        prepare=_prepare(kind), forward=_forward(kind), backward=_backward(kind),
+        weight_gradients=_weight_gradients(kind),
+    )  # fmt: skip
 
 
 @cache
@@ -53,8 +59,8 @@ def _dropping() -> tuple[Any, Any]:
 
 
 @cache
-def _pair() -> Any:
-    """Numbers of two rows side by side."""
+def _beside(kind: str) -> Any:
+    """What is multiplied at once, of two rows of bfloat16 side by side; of float32 a row alone."""
     c = compiler()
     halves, words, u32 = c.halves, c.words, c.numba.uint32
 
@@ -64,21 +70,29 @@ def _pair() -> Any:
         for j in range(n):
             out[j] = u32(one[j]) | u32(u32(other[j]) << u32(16))
 
-    return pair
+    @c.function
+    def alone(n: Any, one_at: Any, other_at: Any, out_at: Any) -> None:
+        one, out = words(one_at, n), words(out_at, n)
+        for j in range(n):
+            out[j] = one[j]
+
+    return pair if kind == "bf16" else alone
 
 
-def _prepare() -> int:
-    c, pair = compiler(), _pair()
-    floats, halves, words, narrow, convert = c.floats, c.halves, c.words, c.narrow, c.convert
+def _prepare(kind: str) -> int:
+    c, beside, numbers, neighbours = compiler(), _beside(kind), compiler().numbers[kind], NEIGHBOURS[kind]
+    floats, words, of_kind, narrow, convert, size_of = (
+        c.floats, c.words, numbers.at, numbers.narrow, numbers.convert, numbers.size,
+    )  # fmt: skip
     parts, is_kept = _dropping()
-    u16, u32, i64, carray = c.numba.uint16, c.numba.uint32, c.numba.int64, c.numba.carray
+    u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
     number, count, _ = openmp.team()
 
     @c.function
     def drop(n: Any, weights_at: Any, out_at: Any, first: Any, scale: Any, kept: Any, low: Any, high: Any) -> None:
-        weights, out = floats(weights_at, n), halves(out_at, n)
+        weights, out = floats(weights_at, n), of_kind(out_at, n)
         for j in range(n):
-            out[j] = narrow(weights[j] * scale) if is_kept(first + u32(j), kept, low, high) else u16(0)
+            out[j] = narrow(weights[j] * scale if is_kept(first + u32(j), kept, low, high) else f32(0))
 
     @c.function
     def turn(n: Any, tile_at: Any, stride: Any, packed_at: Any) -> None:
@@ -88,10 +102,10 @@ def _prepare() -> int:
                 packed[p * COLUMNS + row] = tile[row * stride + p]
 
     @c.function
-    def pair_rows(n: Any, one: Any, stride: Any, panel_at: Any, panel_bytes: Any) -> None:
+    def lay_out(n: Any, one: Any, stride: Any, panel_at: Any, panel_bytes: Any) -> None:
         for start in range(0, n, COLUMNS):
             panel, filled = panel_at + start // COLUMNS * panel_bytes, min(n - start, COLUMNS)
-            pair(filled, one + start * 2, one + start * 2 + stride, panel)
+            beside(filled, one + start * size_of, one + start * size_of + stride, panel)
             for j in range(filled, COLUMNS):
                 words(panel, COLUMNS)[j] = 0
 
@@ -100,43 +114,44 @@ def _prepare() -> int:
         a = carray(given, 11)
         weight_ih, weight_hh, gates, width, size = a[0], a[1], a[2], a[3], a[4]
         scale, kept, low, high = parts(a[5], a[6])
-        stride, packed, back = a[8], a[9], a[10]
-        pairs, of_size = (width + size + 1) // 2, (size + COLUMNS - 1) // COLUMNS
-        panels, back_bytes = (gates + COLUMNS - 1) // COLUMNS, gates // 2 * PANEL_ROW
+        stride, packed, back = a[8] * size_of, a[9], a[10]
+        groups, of_size = (width + size + neighbours - 1) // neighbours, (size + COLUMNS - 1) // COLUMNS
+        panels, back_bytes = (gates + COLUMNS - 1) // COLUMNS, gates // neighbours * PANEL_ROW
         thread, threads = i64(number()), i64(count())
-        tile = a[7] + thread * COLUMNS * stride * 2
+        tile = a[7] + thread * COLUMNS * stride
         for panel in range(panels * thread // threads, panels * (thread + 1) // threads):
             first = panel * COLUMNS
             for r in range(COLUMNS):
-                n, row = first + r, tile + r * stride * 2
+                n, row = first + r, tile + r * stride
                 if n < gates:
+                    of_kind(row, groups * neighbours)[groups * neighbours - 1] = narrow(f32(0))
                     convert(width, weight_ih + n * width * 4, row)
-                    drop(size, weight_hh + n * size * 4, row + width * 2, u32(n * size), scale, kept, low, high)
-                    if width + size < 2 * pairs:
-                        halves(row, stride)[width + size] = 0
+                    drop(size, weight_hh + n * size * 4, row + width * size_of, u32(n * size), scale, kept, low, high)
                 else:
-                    halves(row, stride)[:] = 0
-            turn(pairs, tile, stride // 2, packed + panel * pairs * PANEL_ROW)
-            for r in range(0, min(COLUMNS, gates - first) if back else 0, 2):
-                one, at = tile + r * stride * 2, back + (first + r) // 2 * PANEL_ROW
-                pair_rows(size, one + width * 2, stride * 2, at, back_bytes)
-                pair_rows(width, one, stride * 2, at + of_size * back_bytes, back_bytes)
+                    words(row, groups)[:] = 0
+            turn(groups, tile, stride // 4, packed + panel * groups * PANEL_ROW)
+            for r in range(0, min(COLUMNS, gates - first) if back else 0, neighbours):
+                one, at = tile + r * stride, back + (first + r) // neighbours * PANEL_ROW
+                lay_out(size, one + width * size_of, stride, at, back_bytes)
+                lay_out(width, one, stride, at + of_size * back_bytes, back_bytes)
 
     return prepare
 
 
-def _forward() -> int:
-    c, multiply_all = compiler(), product("bf16")
-    floats, halves, float_parts, half_parts = c.floats, c.halves, c.float_parts, c.half_parts
-    narrow, tanh, sigmoid, i64, carray = c.narrow, c.tanh, c.sigmoid, c.numba.int64, c.numba.carray
+def _forward(kind: str) -> int:
+    c, multiply_all, numbers, neighbours = compiler(), product(kind), compiler().numbers[kind], NEIGHBOURS[kind]
+    floats, float_parts, of_kind, parts_of_kind, narrow, size_of = (
+        c.floats, c.float_parts, numbers.at, numbers.parts, numbers.narrow, numbers.size,
+    )  # fmt: skip
+    tanh, sigmoid, i64, carray = c.tanh, c.sigmoid, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
 
     @c.function
     def cell(n: Any, sums: Any, bias: Any, before_at: Any, after_at: Any, gates: Any, output_at: Any) -> None:
         i, f, g, o = float_parts(sums, n)
         to_i, to_f, to_g, to_o = float_parts(bias, n)
-        i_out, f_out, g_out, o_out = half_parts(gates, n)
-        before, after, output = floats(before_at, n), floats(after_at, n), halves(output_at, n)
+        i_out, f_out, g_out, o_out = parts_of_kind(gates, n)
+        before, after, output = floats(before_at, n), floats(after_at, n), of_kind(output_at, n)
         for j in range(n):
             of_i, of_f, of_o = sigmoid(i[j] + to_i[j]), sigmoid(f[j] + to_f[j]), sigmoid(o[j] + to_o[j])
             of_g = tanh(g[j] + to_g[j])
@@ -147,30 +162,32 @@ def _forward() -> int:
 
     @c.entry
     def forward(given: Any) -> None:
-        a = carray(given, 11)
-        steps, rows, width, size, pairs, packed = a[0], a[1], a[2], a[3], a[4], a[5]
-        bias, both, cells, gates, sums = a[6], a[7], a[8], a[9], a[10]
-        panels, stride = (4 * size + COLUMNS - 1) // COLUMNS, 4 * pairs
+        a = carray(given, 12)
+        steps, rows, width, size, groups, packed = a[0], a[1], a[2], a[3], a[4], a[5]
+        bias, both, cells, gates, sums, from_zero = a[6], a[7], a[8], a[9], a[10], a[11]
+        panels, stride = (4 * size + COLUMNS - 1) // COLUMNS, 4 * groups
         thread, threads = i64(number()), i64(count())
         for t in range(steps):
-            multiply_all(rows, both + t * rows * stride, stride, packed, pairs, sums, panels, thread, threads)
+            used = (width + neighbours - 1) // neighbours if from_zero and t == 0 else groups
+            multiply_all(rows, both + t * rows * stride, stride, packed, groups, sums, used, 0, panels, thread, threads)
             barrier()
             for b in range(rows * thread // threads, rows * (thread + 1) // threads):
                 at = t * rows + b
                 cell(
                     size, sums + b * panels * PANEL_ROW, bias, cells + at * size * 4, cells + (at + rows) * size * 4,
-                    gates + at * size * 8, both + (at + rows) * stride + width * 2,
+                    gates + at * 4 * size * size_of, both + (at + rows) * stride + width * size_of,
                 )  # fmt: skip
             barrier()
 
     return forward
 
 
-def _backward() -> int:
-    c, multiply_all = compiler(), product("bf16")
-    floats, halves, float_parts, half_parts = c.floats, c.halves, c.float_parts, c.half_parts
-    wide, narrow, convert, tanh = c.wide, c.narrow, c.convert, c.tanh
-    i64, carray, one = c.numba.int64, c.numba.carray, c.numba.float32(1)
+def _backward(kind: str) -> int:
+    c, multiply_all, numbers = compiler(), product(kind), compiler().numbers[kind]
+    floats, float_parts, of_kind, parts_of_kind, wide, narrow, convert, size_of = (
+        c.floats, c.float_parts, numbers.at, numbers.parts, numbers.wide, numbers.narrow, numbers.convert, numbers.size,
+    )  # fmt: skip
+    tanh, i64, carray, one = c.tanh, c.numba.int64, c.numba.carray, c.numba.float32(1)
     number, count, barrier = openmp.team()
 
     @c.function
@@ -178,11 +195,11 @@ def _backward() -> int:
         n: Any, gates: Any, before_at: Any, after_at: Any, grad_at: Any, through_at: Any, grad_cell_at: Any, raw: Any,
         bias: Any,
     ) -> None:  # fmt: skip
-        i, f, g, o = half_parts(gates, n)
-        raw_i, raw_f, raw_g, raw_o = half_parts(raw, n)
+        i, f, g, o = parts_of_kind(gates, n)
+        raw_i, raw_f, raw_g, raw_o = parts_of_kind(raw, n)
         to_i, to_f, to_g, to_o = float_parts(bias, n)
         before, after, through = floats(before_at, n), floats(after_at, n), floats(through_at, n)
-        grad, grad_cell = halves(grad_at, n), floats(grad_cell_at, n)
+        grad, grad_cell = of_kind(grad_at, n), floats(grad_cell_at, n)
         for j in range(n):
             of_i, of_f, of_g, of_o = wide(i[j]), wide(f[j]), wide(g[j]), wide(o[j])
             dh, t = wide(grad[j]) + through[j], tanh(after[j])
@@ -200,10 +217,11 @@ def _backward() -> int:
 
     @c.entry
     def backward(given: Any) -> None:
-        a = carray(given, 14)
+        a = carray(given, 15)
         steps, rows, size, width, panels, packed = a[0], a[1], a[2], a[3], a[4], a[5]
-        cells, gates, grad, grad_cell, raw, through, inputs = a[6], a[7], a[8], a[9], a[10], a[11], a[13]
-        of_size = (size + COLUMNS - 1) // COLUMNS
+        cells, gates, grad, grad_cell, raw, through = a[6], a[7], a[8], a[9], a[10], a[11]
+        inputs, of_state = a[13], a[14]
+        of_size, stride = (size + COLUMNS - 1) // COLUMNS, 4 * size * size_of
         thread, threads = i64(number()), i64(count())
         bias = a[12] + thread * size * 16
         first, stop = rows * thread // threads, rows * (thread + 1) // threads
@@ -212,88 +230,114 @@ def _backward() -> int:
             for b in range(first, stop):
                 at = t * rows + b
                 cell_back(
-                    size, gates + at * size * 8, cells + at * size * 4, cells + (at + rows) * size * 4,
-                    grad + at * size * 2, through + b * panels * PANEL_ROW, grad_cell + b * size * 4,
-                    raw + at * size * 8, bias,
+                    size, gates + at * stride, cells + at * size * 4, cells + (at + rows) * size * 4,
+                    grad + at * size * size_of, through + b * panels * PANEL_ROW, grad_cell + b * size * 4,
+                    raw + at * stride, bias,
                 )  # fmt: skip
             barrier()
-            multiply_all(rows, raw + t * rows * size * 8, 8 * size, packed, 2 * size, through, panels, thread, threads)
+            start, groups = of_size if t == 0 and not of_state else 0, stride // 4
+            multiply_all(
+                rows, raw + t * rows * stride, stride, packed, groups, through, groups, start, panels, thread, threads
+            )
             barrier()
             if panels > of_size:
                 for b in range(first, stop):
                     sums = through + (b * panels + of_size) * PANEL_ROW
-                    convert(width, sums, inputs + (t * rows + b) * width * 2)
+                    convert(width, sums, inputs + (t * rows + b) * width * size_of)
 
     return backward
 
 
-def _weight_gradients() -> int:
-    c, multiply, pair = compiler(), multiplier("bf16"), _pair()
+def _weight_gradients(kind: str) -> int:
+    c, multiply, beside, neighbours = compiler(), multiplier(kind), _beside(kind), NEIGHBOURS[kind]
     floats, halves, words, (parts, is_kept) = c.floats, c.halves, c.words, _dropping()
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
+    size_of = compiler().numbers[kind].size
 
     @c.function
-    def turn(n: Any, one_at: Any, other_at: Any, turned_at: Any, stride: Any) -> None:
+    def turn_pair(n: Any, one_at: Any, other_at: Any, turned_at: Any, stride: Any) -> None:
         one, other, turned = halves(one_at, n), halves(other_at, n), words(turned_at, n * stride)
         for j in range(n):
             turned[j * stride] = u32(one[j]) | u32(u32(other[j]) << u32(16))
 
     @c.function
-    def copy(n: Any, sums_at: Any, out_at: Any) -> None:
-        sums, out = floats(sums_at, n), floats(out_at, n)
+    def turn_row(n: Any, one_at: Any, other_at: Any, turned_at: Any, stride: Any) -> None:
+        one, turned = words(one_at, n), words(turned_at, n * stride)
         for j in range(n):
-            out[j] = sums[j]
+            turned[j * stride] = one[j]
+
+    turn = turn_pair if kind == "bf16" else turn_row
 
     @c.function
-    def dropped(n: Any, sums_at: Any, out_at: Any, first: Any, scale: Any, kept: Any, low: Any, high: Any) -> None:
+    def add(n: Any, sums_at: Any, out_at: Any, more: Any) -> None:
         sums, out = floats(sums_at, n), floats(out_at, n)
         for j in range(n):
-            out[j] = sums[j] * scale if is_kept(first + u32(j), kept, low, high) else f32(0)
+            out[j] = (out[j] if more else f32(0)) + sums[j]
+
+    @c.function
+    def add_kept(
+        n: Any, sums_at: Any, out_at: Any, more: Any, first: Any, scale: Any, kept: Any, low: Any, high: Any
+    ) -> None:
+        sums, out = floats(sums_at, n), floats(out_at, n)
+        for j in range(n):
+            old = out[j] if more else f32(0)
+            out[j] = old + (sums[j] * scale if is_kept(first + u32(j), kept, low, high) else f32(0))
 
     @c.entry
     def weight_gradients(given: Any) -> None:
-        a = carray(given, 15)
-        rows, gates, width, size, columns = a[0], a[1], a[2], a[3], 2 * a[4]
+        a = carray(given, 17)
+        all_rows, gates, width, size, columns = a[0], a[1], a[2], a[3], neighbours * a[4]
         scale, kept, low, high = parts(a[5], a[6])
-        raw, both, turned, stride, packed = a[7], a[8], a[9], a[10], a[11]
-        of_inputs, of_state, pairs = a[13], a[14], (rows + 1) // 2
+        turned, stride, packed, of_inputs, of_state = a[9], a[10] * size_of, a[11], a[13], a[14]
+        at_once, of_zeros = a[15], a[16]
         panels, tiles = (columns + COLUMNS - 1) // COLUMNS, (gates + ROWS - 1) // ROWS
+        spans = (tiles + _TILES_AT_ONCE - 1) // _TILES_AT_ONCE
         thread, threads = i64(number()), i64(count())
         sums = a[12] + thread * COLUMNS * PANEL_ROW
-        # Blocks of 16 columns: as many lines of the cache are filled side by side. The row behind the last of an odd
-        # number is the one before it, with zeros for the other factor.
-        blocks = (gates + 15) // 16
-        for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
-            first = 16 * block
-            n, at, to = min(gates - first, 16), raw + first * 2, turned + first * stride * 2
-            for p in range(rows // 2):
-                turn(n, at + 2 * p * gates * 2, at + (2 * p + 1) * gates * 2, to + p * 4, stride // 2)
-            if rows % 2:
-                last, out = halves(at + (rows - 1) * gates * 2, n), words(to, n * stride // 2)
-                for j in range(n):
-                    out[j * (stride // 2) + pairs - 1] = last[j]
-        for p in range(pairs * thread // threads, pairs * (thread + 1) // threads):
-            one = both + 2 * p * columns * 2
-            other = one if 2 * p + 1 == rows else one + columns * 2
-            for panel in range(panels):
-                first = panel * COLUMNS
-                n = min(columns - first, COLUMNS)
-                pair(n, one + first * 2, other + first * 2, packed + (panel * pairs + p) * PANEL_ROW)
-        barrier()
-        for task in range(panels * tiles * thread // threads, panels * tiles * (thread + 1) // threads):
-            panel, tile = task // tiles, task % tiles
-            top, bottom = gates * tile // tiles, gates * (tile + 1) // tiles
-            at = packed + panel * pairs * PANEL_ROW
-            multiply(bottom - top, turned + top * stride * 2, stride * 2, at, pairs, sums, PANEL_ROW)
-            first, stop = panel * COLUMNS, min(width + size, (panel + 1) * COLUMNS)
-            middle = min(max(width, first), stop)
-            for n in range(top, bottom):
-                row = sums + (n - top) * PANEL_ROW
-                copy(middle - first, row, of_inputs + (n * width + first) * 4)
-                start = n * size + middle - width
-                dropped(
-                    stop - middle, row + (middle - first) * 4, of_state + start * 4, u32(start), scale, kept, low, high
-                )
+        for begin in range(0, all_rows, at_once):
+            rows = min(at_once, all_rows - begin)
+            raw, both = a[7] + begin * gates * size_of, a[8] + begin * columns * size_of
+            groups = (rows + neighbours - 1) // neighbours
+            # Blocks of 16 columns: as many lines of the cache are filled side by side. The row behind the last of an
+            # odd number is the one before it, with zeros for the other factor.
+            blocks = (gates + 15) // 16
+            for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
+                first = 16 * block
+                n, at, to = min(gates - first, 16), raw + first * size_of, turned + first * stride
+                for p in range(rows // neighbours):
+                    one = at + neighbours * p * gates * size_of
+                    turn(n, one, one + gates * size_of, to + p * 4, stride // 4)
+                if rows % neighbours:
+                    last, out = halves(at + (rows - 1) * gates * size_of, n), words(to, n * stride // 4)
+                    for j in range(n):
+                        out[j * (stride // 4) + groups - 1] = last[j]
+            for p in range(groups * thread // threads, groups * (thread + 1) // threads):
+                one = both + neighbours * p * columns * size_of
+                other = one if neighbours * p + 1 == rows else one + columns * size_of
+                for panel in range(panels):
+                    first = panel * COLUMNS
+                    n, at = min(columns - first, COLUMNS), packed + (panel * groups + p) * PANEL_ROW
+                    beside(n, one + first * size_of, other + first * size_of, at)
+            barrier()
+            for task in range(panels * spans * thread // threads, panels * spans * (thread + 1) // threads):
+                span, panel = task // panels, task % panels
+                first, stop = panel * COLUMNS, min(width + size, (panel + 1) * COLUMNS)
+                skip = min(max(of_zeros - begin, 0) // neighbours, groups - 1) if first >= width else 0
+                at = packed + (panel * groups + skip) * PANEL_ROW
+                middle = min(max(width, first), stop)
+                for tile in range(tiles * span // spans, tiles * (span + 1) // spans):
+                    top, bottom = gates * tile // tiles, gates * (tile + 1) // tiles
+                    x = turned + top * stride + skip * 4
+                    multiply(bottom - top, x, stride, at, groups - skip, sums, PANEL_ROW)
+                    for n in range(top, bottom):
+                        row = sums + (n - top) * PANEL_ROW
+                        add(middle - first, row, of_inputs + (n * width + first) * 4, begin > 0)
+                        start = n * size + middle - width
+                        add_kept(
+                            stop - middle, row + (middle - first) * 4, of_state + start * 4, begin > 0, u32(start),
+                            scale, kept, low, high,
+                        )  # fmt: skip
+            barrier()
 
     return weight_gradients

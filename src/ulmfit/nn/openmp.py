@@ -42,7 +42,11 @@ def team() -> tuple[Any, Any, Any]:
     return library().omp_get_thread_num, library().omp_get_num_threads, library().GOMP_barrier
 
 
-def run(address: int, *arguments: int | torch.Tensor) -> None:
-    """Call the compiled `void f(int64_t *)` at `address` on each of torch's threads; tensors are given by address."""
+def run(address: int, *arguments: int | torch.Tensor, alone: bool = False) -> None:
+    """Call the compiled `void f(int64_t *)` at `address` on each of torch's threads; tensors are given by address.
+
+    Args:
+        alone: on this thread only, for work that takes less time than waiting for others.
+    """
     given = torch.tensor([a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments], dtype=torch.int64)
-    library().GOMP_parallel(address, given.data_ptr(), torch.get_num_threads(), 0)
+    library().GOMP_parallel(address, given.data_ptr(), 1 if alone else torch.get_num_threads(), 0)

@@ -15,6 +15,16 @@ def cpu_has_tiles() -> bool:
     return _cpu_has("_is_amx_tile_supported")
 
 
+def cpu_has_avx512() -> bool:
+    """Whether its registers hold 16 numbers of 32 bits."""
+    return _cpu_has("_is_avx512_supported")
+
+
+def cpu_has_avx2() -> bool:
+    """Whether they hold 8, and it multiplies and adds in one instruction."""
+    return _cpu_has("_is_avx2_supported")
+
+
 def cpu_multiplies_int8() -> bool:
     """Whether it adds up products of 8-bit numbers in 32 bits (VNNI), as oneDNN's kernels want it."""
     return _cpu_has("_is_vnni_supported")

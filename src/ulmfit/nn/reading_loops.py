@@ -45,7 +45,7 @@ def bfloat16() -> int:
         panels, stride = (4 * size + COLUMNS - 1) // COLUMNS, 4 * pairs
         thread, threads = i64(number()), i64(count())
         for t in range(steps):
-            multiply(rows, both + t * rows * stride, stride, packed, pairs, sums, panels, thread, threads)
+            multiply(rows, both + t * rows * stride, stride, packed, pairs, sums, pairs, 0, panels, thread, threads)
             barrier()
             for b in range(rows * thread // threads, rows * (thread + 1) // threads):
                 cell(size, sums + b * panels * PANEL_ROW, bias, cells + b * size * 4, states + b * size * 4)
@@ -122,8 +122,8 @@ def int8() -> int:
         barrier()
         for t in range(steps):
             at = reduced_x + t * rows * groups_x * 4
-            multiply(rows, at, groups_x * 4, packed_x, groups_x, sums, panels, thread, threads)
-            multiply(rows, reduced_h, groups_h * 4, packed_h, groups_h, more, panels, thread, threads)
+            multiply(rows, at, groups_x * 4, packed_x, groups_x, sums, groups_x, 0, panels, thread, threads)
+            multiply(rows, reduced_h, groups_h * 4, packed_h, groups_h, more, groups_h, 0, panels, thread, threads)
             barrier()
             for b in range(first, stop):
                 row = b * panels * PANEL_ROW

@@ -1,8 +1,9 @@
-"""Products of bfloat16 or 8-bit numbers, a tile at a time, whose sums stay in registers: AVX-512 BF16 and VNNI.
+"""Products of float32, bfloat16 or 8-bit numbers, a tile at a time, whose sums stay in registers.
 
-Their instructions multiply two or four neighbours of a row with those of a column and add the products to a 32-bit sum.
-Numba does not know them, so that a tile is put together in LLVM's language. On two cores of a Zen 4 it reaches what
-they can do (225 GFLOP/s each in bfloat16), also with a few rows, where oneDNN reaches four fifths.
+AVX-512 BF16 and VNNI multiply two or four neighbours of a row with those of a column and add the products to a 32-bit
+sum; for float32 there is AVX-512 or AVX2. Numba knows none of that, so that a tile is put together in LLVM's language.
+On two cores of a Zen 4 it reaches what they can do (225 GFLOP/s each in bfloat16, 113 in float32), also with a few
+rows, where oneDNN reaches four fifths.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from ulmfit.nn.processor import cpu_has_avx512
 from ulmfit.nn.vectors import compiler
 
-ROWS = 6  # of a tile: with four vectors of columns it takes 24 of 32 registers for sums, 4 for weights
-COLUMNS = 64  # of a tile
+_LANES, _VECTORS = (16, 4) if cpu_has_avx512() else (8, 2)  # 32-bit numbers in a register, registers of columns
+ROWS = 6  # of a tile: with four vectors of columns it takes 24 of 32 registers for sums (AVX2: 12 of 16), 4 for weights
+COLUMNS = _LANES * _VECTORS  # of a tile
 PANEL_ROW = 4 * COLUMNS  # bytes: the neighbours of each column
-NEIGHBOURS = {"bf16": 2, "int8": 4}  # that are multiplied at once
-_LANES = 16  # 32-bit numbers in a register
+NEIGHBOURS = {"fp32": 1, "bf16": 2, "int8": 4}  # that are multiplied at once
 
 
 def panels_of(columns: int) -> int:
@@ -28,7 +30,7 @@ def panels_of(columns: int) -> int:
 
 @cache
 def multiplier(kind: str) -> Any:
-    """The sums of a product for 1 to `ROWS` rows and `COLUMNS` columns, compiled; "bf16" or "int8".
+    """The sums of a product for 1 to `ROWS` rows and `COLUMNS` columns, compiled; for one of `NEIGHBOURS`.
 
     Its arguments, all integers: rows; address of x (rows, groups, neighbours) and bytes from one row to the next;
     address of a panel of weights (groups, `COLUMNS`, neighbours); groups, at least one; address of the sums (rows,
@@ -61,20 +63,23 @@ def multiplier(kind: str) -> Any:
 def product(kind: str) -> Any:
     """A thread's part of the product of x and all panels, for compiled loops.
 
-    Arguments: as those of `multiplier`; `rows` any number, sums (rows, `COLUMNS` panels); then panels, thread, threads.
+    Arguments: as those of `multiplier`; `rows` any number, sums (rows, `COLUMNS` panels); how many of the panels'
+    `groups` are multiplied; the first of the panels that is, and how many there are; thread, threads.
     """
     multiply = multiplier(kind)
 
     @compiler().function
     def part(
-        rows: Any, x: Any, stride: Any, packed: Any, groups: Any, out: Any, panels: Any, thread: Any, threads: Any
-    ) -> None:
+        rows: Any, x: Any, stride: Any, packed: Any, groups: Any, out: Any, used: Any, start: Any, panels: Any,
+        thread: Any, threads: Any,
+    ) -> None:  # fmt: skip
         count = (rows + ROWS - 1) // ROWS
-        for task in range(panels * count * thread // threads, panels * count * (thread + 1) // threads):
-            panel, tile = task // count, task % count
+        tasks = (panels - start) * count
+        for task in range(tasks * thread // threads, tasks * (thread + 1) // threads):
+            panel, tile = start + task // count, task % count
             first, stop = rows * tile // count, rows * (tile + 1) // count
             multiply(
-                stop - first, x + first * stride, stride, packed + panel * groups * PANEL_ROW, groups,
+                stop - first, x + first * stride, stride, packed + panel * groups * PANEL_ROW, used,
                 out + (first * panels + panel) * PANEL_ROW, panels * PANEL_ROW,
             )  # fmt: skip
 
@@ -84,10 +89,13 @@ def product(kind: str) -> Any:
 def _tile(rows: int, kind: str, numba: Any) -> Any:
     """Compiled into those that call it: `rows` x `COLUMNS` sums, held in registers from the first group to the last."""
     ir, intrinsic = _ir(), import_module("numba.extending").intrinsic
-    vectors, vector_bytes = COLUMNS // _LANES, 4 * _LANES
+    vectors, vector_bytes = _VECTORS, 4 * _LANES
     i32, i64 = ir.IntType(32), ir.IntType(64)
     words = ir.VectorType(i32, _LANES)
-    if kind == "bf16":
+    if kind == "fp32":
+        name, number = f"llvm.fma.v{_LANES}f32", ir.FloatType()
+        factors = ir.VectorType(number, _LANES)
+    elif kind == "bf16":
         name, number = "llvm.x86.avx512bf16.dpbf16ps.512", ir.FloatType()
         factors = ir.VectorType(_bfloat(), 2 * _LANES)
     else:
@@ -99,7 +107,9 @@ def _tile(rows: int, kind: str, numba: Any) -> Any:
         module = builder.module
         multiply = module.globals.get(name)
         if multiply is None:
-            multiply = ir.Function(module, ir.FunctionType(sums, [sums, factors, factors]), name)
+            multiply = ir.Function(
+                module, ir.FunctionType(sums, [factors] * 3 if kind == "fp32" else [sums, factors, factors]), name
+            )
 
         def at(start: Any, offset: Any, of_type: Any) -> Any:
             offset = ir.Constant(i64, offset) if isinstance(offset, int) else offset
@@ -121,8 +131,9 @@ def _tile(rows: int, kind: str, numba: Any) -> Any:
         new = []
         for start, row in zip(starts, held, strict=True):
             one = everywhere(builder.load(at(start, builder.mul(group, ir.Constant(i64, 4)), i32), align=4))
-            # Of two 8-bit factors the first is the unsigned one; in bfloat16 both are alike.
-            new.append([builder.call(multiply, [old, c, one]) for old, c in zip(row, columns, strict=True)])
+            # Of two 8-bit factors the first is the unsigned one; elsewhere both are alike.
+            terms = [[c, one, old] if kind == "fp32" else [old, c, one] for old, c in zip(row, columns, strict=True)]
+            new.append([builder.call(multiply, each) for each in terms])
         following = builder.add(group, ir.Constant(i64, 1))
         group.add_incoming(ir.Constant(i64, 0), before)
         group.add_incoming(following, loop)

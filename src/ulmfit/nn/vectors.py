@@ -25,6 +25,26 @@ Decorator = Callable[[Callable[..., Any]], Any]
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """How numbers of one type are read and written by compiled loops, that compute in float32.
+
+    Attributes:
+        size: bytes of one.
+        at: (address, count) -> array of them, bfloat16 as its bits.
+        parts: (address, count) -> four such arrays, one behind the other.
+        wide, narrow: one of them <-> float32; rounded to the nearest, ties to even.
+        convert: (count, address of float32, address of them) -> nothing; rounds all.
+    """
+
+    size: int
+    at: Any
+    parts: Any
+    wide: Any
+    narrow: Any
+    convert: Any
+
+
+@dataclass(frozen=True)
 class Compiler:
     """What loops are made of.
 
@@ -35,10 +55,10 @@ class Compiler:
         entry: compiles `void f(int64_t *)` and gives its address.
         floats, halves, words: (address, count) -> array of float32, of uint16 (bfloat16's bits), of uint32.
         integers, bytes_: the same of int32 and int8.
-        float_parts, half_parts: (address, count) -> four such arrays, one behind the other.
-        wide, narrow: bfloat16 as its bits <-> float32, to the nearest, ties to even.
+        float_parts: (address, count) -> four arrays of float32, one behind the other.
+        numbers: "fp32" and "bf16": numbers of that type.
         as_bits, as_float: a float32 <-> its bits.
-        convert: (count, address of float32, address of bfloat16) -> nothing; rounds all.
+        convert: that of bfloat16's `numbers`.
         tanh, sigmoid: of float32.
     """
 
@@ -52,9 +72,7 @@ class Compiler:
     integers: Any
     bytes_: Any
     float_parts: Any
-    half_parts: Any
-    wide: Any
-    narrow: Any
+    numbers: dict[str, Numbers]
     as_bits: Any
     as_float: Any
     convert: Any
@@ -160,6 +178,16 @@ def compiler() -> Compiler:
             out[j] = narrow(numbers[j])
 
     @function
+    def same(x: Any) -> Any:
+        return x
+
+    @function
+    def copy(n: Any, numbers_at: Any, out_at: Any) -> None:
+        numbers, out = floats(numbers_at, n), floats(out_at, n)
+        for j in range(n):
+            out[j] = numbers[j]
+
+    @function
     def tanh(x: Any) -> Any:
         x = -large if x < -large else (large if x > large else x)  # what is not a number stays it
         s = x * x
@@ -170,9 +198,13 @@ def compiler() -> Compiler:
     def sigmoid(x: Any) -> Any:
         return half * tanh(half * x) + half
 
+    numbers = {
+        "fp32": Numbers(4, floats, float_parts, same, same, copy),
+        "bf16": Numbers(2, halves, half_parts, wide, narrow, convert),
+    }
     return Compiler(
-        numba, function, by_address, entry, floats, halves, words, integers, bytes_, float_parts, half_parts, wide,
-        narrow, as_bits, as_float, convert, tanh, sigmoid,
+        numba, function, by_address, entry, floats, halves, words, integers, bytes_, float_parts, numbers, as_bits,
+        as_float, convert, tanh, sigmoid,
     )  # fmt: skip
 
 

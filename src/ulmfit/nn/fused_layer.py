@@ -1,0 +1,101 @@
+"""Where an LSTM layer in training is read by compiled loops (`fused_lstm`), and their gradients.
+
+In bfloat16 on processors with such products but no tiles (AVX-512 BF16), in float32 on those with AVX2: oneDNN's own
+layers reach 60 and 80 % of what such processors multiply. Needs Numba.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ulmfit.nn import fused_lstm
+from ulmfit.nn.processor import cpu_casts_to_bfloat16, cpu_has_avx2, cpu_has_tiles, cpu_multiplies_bfloat16
+from ulmfit.nn.vectors import LEAST_SIZE_TO_COMPILE
+
+
+def kind_for(rnn: nn.Module, x: Tensor) -> str | None:
+    """The kind of loops, "bf16" or "fp32", that read `x` (B, T, I) faster than `rnn` does, if there are such.
+
+    Validation in float32 takes them if training has: alone it would rarely last as long as they are compiled.
+    """
+    if (
+        not isinstance(rnn, nn.LSTM)
+        or rnn.hidden_size < LEAST_SIZE_TO_COMPILE
+        or x.device.type != "cpu"
+        or x.size(0) == 0
+        or x.size(1) == 0
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+    ):
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        kind, fits = "bf16", cpu_casts_to_bfloat16() and cpu_multiplies_bfloat16() and not cpu_has_tiles()
+    else:
+        floats = x.dtype == torch.float32 and rnn.get_parameter("weight_hh_l0").dtype == torch.float32
+        kind, fits = "fp32", floats and cpu_has_avx2() and (rnn.training or fused_lstm.is_compiled("fp32"))
+    return kind if fits and fused_lstm.is_available(kind) else None
+
+
+def lstm(
+    kind: str, rnn: nn.Module, rate: float, x: Tensor, state: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What `rnn` returns for `x` (B, T, I) and `state`, `rate` of its (4 H, H) weights dropped.
+
+    Outputs (B, T, H) and hidden state are of `kind`, the cells (1, B, H) in float32. Differentiable once.
+    """
+    weight_ih, weight_hh, *biases = (
+        rnn.get_parameter(f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
+    with torch.autocast("cpu", enabled=False):
+        h, c = (None, None) if state is None else (state[0][0], state[1][0])
+        output, c = _FusedLayer.apply(  # type: ignore[no-untyped-call]
+            kind, x.transpose(0, 1), h, c, weight_ih, weight_hh, biases[0] + biases[1], rate
+        )
+        return output.transpose(0, 1), (output[-1:], c[None])
+
+
+class _FusedLayer(torch.autograd.Function):
+    """x (T, B, I), h and c (B, H) or None, weights (4 H, I) and (4 H, H), bias (4 H) -> outputs (T, B, H), last cells.
+
+    None stands for zeros.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, kind: str, x: Tensor, h: Tensor | None, c: Tensor | None, weight_ih: Tensor, weight_hh: Tensor,
+        bias: Tensor, rate: float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        (steps, rows, width), size = x.shape, weight_hh.size(1)
+        seed = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None)) if rate > 0 else 0
+        weights = fused_lstm.Weights(kind, weight_ih, weight_hh, rate, seed, any(ctx.needs_input_grad))
+        both = torch.empty(steps + 1, rows, weights.columns, dtype=weights.dtype)
+        both[:steps, :, :width], both[0, :, width : width + size] = x, 0 if h is None else h
+        both[:, :, width + size :] = 0
+        cells = torch.empty(steps + 1, rows, size)
+        cells[0] = 0 if c is None else c
+        gates = torch.empty(steps, rows, 4 * size, dtype=weights.dtype)
+        fused_lstm.forward(weights, bias.float(), both, cells, gates, h is None)
+        del weights.forward  # the backward pass has no need of it
+        ctx.save_for_backward(both, cells, gates)
+        given = (x, h, c, weight_ih, weight_hh, bias)
+        ctx.weights, ctx.types, ctx.from_zero = weights, [None if e is None else e.dtype for e in given], h is None
+        return both[1:, :, width : width + size].contiguous(), cells[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_cells: Tensor) -> tuple[Tensor | None, ...]:
+        both, cells, gates = ctx.saved_tensors
+        grad_c = grad_cells.float().clone(memory_format=torch.contiguous_format)
+        # Nothing learns from the gradient of inputs whose part below is frozen, nor of a state that is given.
+        _, of_x, of_h, of_c, *_ = ctx.needs_input_grad
+        raw, through, grad_bias, grad_x = fused_lstm.backward(
+            ctx.weights, cells, gates, grad.to(gates.dtype), grad_c, of_x, of_h
+        )
+        grad_weights = fused_lstm.weight_gradients(ctx.weights, raw, both, ctx.from_zero)
+        found = (grad_x, through, grad_c if of_c else None, *grad_weights, grad_bias)
+        typed = (None if one is None else one.to(dtype) for one, dtype in zip(found, ctx.types, strict=True))
+        return None, *typed, None
