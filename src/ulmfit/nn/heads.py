@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulmfit.nn import synchronised
+from ulmfit.nn.dropout import dropout
 
 
 class TiedDecoder(nn.Module):
@@ -101,9 +102,7 @@ class ClassifierHead(nn.Module):
                 x = F.relu(x)
             if self.norms:
                 x = _batch_norm(self.norms[i], x, self.across_processes)
-            if self.training:
-                x = F.dropout(x, self.dropout[i])
-            x = linear(x)
+            x = linear(dropout(x, self.dropout[i], self.training))
         return x
 
     @torch.no_grad()
