@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ulmfit.nn.awd_lstm import AWDLSTM, State, detach, select_rows
 from ulmfit.nn.dropout import variational_dropout
-from ulmfit.nn.heads import ClassifierHead, ConcatPool, TiedDecoder
+from ulmfit.nn.heads import ClassifierHead, ConcatPool, TiedDecoder, kept_steps
 from ulmfit.nn.losses import activation_regularisation, chunked_cross_entropy, summed_cross_entropy
 
 
@@ -173,12 +173,19 @@ class TextClassifier(nn.Module):
             state = detach(state)
             if steps == 0:
                 continue
-            # (Without masks gradients would add up in another order: other last digits.)
-            whole = steps == chunk.numel() and not torch.is_grad_enabled()
-            pool = pool.add_whole(hidden) if whole else pool.add(hidden, position, lengths, self.max_len)
             all_steps, all_pairs = all_steps + steps, all_pairs + pairs
+            whole, learns = steps == chunk.numel(), torch.is_grad_enabled()
+            if learns and chunk.device.type == "cpu":
+                pool, sums = pool.add_sums(hidden, position, lengths, self.max_len, whole)
+                if self.training and (ar_alpha > 0 or tar_beta > 0):
+                    ar = ar + ar_alpha / hidden.size(-1) * sums.squares
+                    tar = tar + tar_beta / hidden.size(-1) * sums.moves
+                continue
+            # (Without masks gradients would add up in another order: other last digits.)
+            whole = whole and not learns
+            pool = pool.add_whole(hidden) if whole else pool.add(hidden, position, lengths, self.max_len)
             if self.training and (ar_alpha > 0 or tar_beta > 0):
-                mask = (position < lengths[:, None]) & (position >= lengths[:, None] - self.max_len)
+                mask = kept_steps(position, lengths, self.max_len)
                 ar = ar + steps * activation_regularisation(hidden, hidden, ar_alpha, 0.0, mask)
                 tar = tar + pairs * activation_regularisation(hidden, hidden, 0.0, tar_beta, mask)
         features = torch.cat([pool.features(), *reversed(finished)])
