@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ulmfit.nn.lookup import Lookups
 from ulmfit.nn.processor import cpu_casts_to_bfloat16
 
 
@@ -20,13 +21,15 @@ def variational_dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     return x * _mask((x.size(0), 1, x.size(2)), rate, x)
 
 
-def embedding_dropout(tokens: Tensor, weight: Tensor, rate: float, training: bool) -> Tensor:
+def embedding_dropout(
+    tokens: Tensor, weight: Tensor, rate: float, training: bool, lookups: Lookups | None = None
+) -> Tensor:
     """Look up `tokens` (B, T) in `weight` (V, E) with whole rows dropped -> (B, T, E); mask (V, 1).
 
-    The mask is looked up with the rows, so the matrix is never copied.
+    The mask is looked up with the rows, so the matrix is never copied. `lookups` of `weight` are used if given.
     """
     steps = tokens.t()  # in memory step by step, the order in which the LSTMs read
-    rows = F.embedding(steps, weight)  # (T, B, E)
+    rows = F.embedding(steps, weight) if lookups is None else lookups(steps)  # (T, B, E)
     if training and rate > 0:
         rows = rows * _mask((weight.size(0),), rate, weight)[steps].unsqueeze(-1)
     return rows.transpose(0, 1)

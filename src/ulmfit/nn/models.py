@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ulmfit.nn.awd_lstm import AWDLSTM, State, detach, select_rows
 from ulmfit.nn.dropout import variational_dropout
 from ulmfit.nn.heads import ClassifierHead, ConcatPool, TiedDecoder, kept_steps
+from ulmfit.nn.lookup import Lookups
 from ulmfit.nn.losses import activation_regularisation, chunked_cross_entropy, summed_cross_entropy
 
 
@@ -153,6 +154,9 @@ class TextClassifier(nn.Module):
         finished: list[Tensor] = []  # features of documents that ended, shortest first
         ar = tar = torch.zeros((), device=tokens.device)  # sums over what `all_steps` and `all_pairs` count
         all_steps = all_pairs = 0
+        # (One chunk has one gradient anyway.)
+        several = tokens.device.type == "cpu" and torch.is_grad_enabled() and tokens.size(1) > self.bptt
+        lookups = Lookups(self.encoder.embedding.weight) if several else None
         state: State | None = None
         read = 0
         if at_work and self.encoder.cheap_calls and ends[0] <= self.max_len:
@@ -169,7 +173,7 @@ class TextClassifier(nn.Module):
             inside = [min(end, start + chunk.size(1)) - max(first, start) for first, end in pooled]
             steps, pairs = sum(max(0, n) for n in inside), sum(max(0, n - 1) for n in inside)
             with torch.set_grad_enabled(torch.is_grad_enabled() and steps > 0):
-                hidden, state = self.encoder(chunk, state)  # (B, t, E)
+                hidden, state = self.encoder(chunk, state, lookups)  # (B, t, E)
             state = detach(state)
             if steps == 0:
                 continue
