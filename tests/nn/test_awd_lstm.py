@@ -144,9 +144,9 @@ class TestDropout:
         def recorded(name: str) -> Any:
             original = getattr(awd_lstm, name)
 
-            def call(*args: Any) -> Tensor:
+            def call(*args: Any, **options: Any) -> Tensor:
                 calls.append((name.split("_")[0], args[-2]))
-                out: Tensor = original(*args)
+                out: Tensor = original(*args, **options)
                 return out
 
             return call

@@ -69,6 +69,19 @@ def test_gradients_scale_with_what_comes_after_the_loss() -> None:
         assert_close(mine, theirs, 1e-5, "scaled")
 
 
+def test_gradients_of_reduced_hidden_states_again_and_again() -> None:
+    """What a backward pass returns is a copy of what the forward pass left, in the memory's usual order."""
+    hidden, weight, bias, targets = problem(20, 5, 23)
+    reduced = hidden.detach().bfloat16().requires_grad_()
+    expected = torch.autograd.grad(torch_loss(reduced.float(), weight, bias, targets), (reduced, weight, bias))
+    for dtype in (torch.bfloat16, torch.float32):
+        actual = chunked_cross_entropy(reduced, weight, bias, targets, chunk=8, dtype=dtype)
+        first, again = (torch.autograd.grad(actual, (reduced, weight, bias), retain_graph=True) for _ in range(2))
+        for name, mine, same, theirs in zip("hwb", first, again, expected, strict=True):
+            assert mine.is_contiguous() and torch.equal(mine, same)
+            assert_close(mine, theirs, 0.02, name)
+
+
 def test_only_the_gradients_asked_for() -> None:
     """A frozen embedding costs no (V, E) gradient."""
     hidden, weight, bias, targets = problem(20, 5, 23)

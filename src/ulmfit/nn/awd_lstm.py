@@ -14,6 +14,7 @@ from ulmfit.config import DropoutConfig
 from ulmfit.nn import bfloat16, cudnn, fused_layer, stepwise
 from ulmfit.nn.compiled_lstm import CompiledLSTM
 from ulmfit.nn.dropout import embedding_dropout, variational_dropout, weight_dropout
+from ulmfit.nn.lookup import Lookups
 from ulmfit.nn.tiles import missing_rows
 
 # One (h, c) pair per layer, each (1, B, H_layer). The caller keeps it between calls and detaches it.
@@ -56,14 +57,20 @@ class AWDLSTM(nn.Module):
             return 0.0
         return min(float(getattr(self.dropout, kind)) * self.dropout.multiplier, 0.95)
 
-    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Read `tokens` (B, T) on from `state` (None: zeros) -> last layer's outputs (B, T, E) and the new state."""
+    def forward(
+        self, tokens: Tensor, state: State | None = None, lookups: Lookups | None = None
+    ) -> tuple[Tensor, State]:
+        """Read `tokens` (B, T) on from `state` (None: zeros) -> last layer's outputs (B, T, E) and the new state.
+
+        `lookups` in the embedding's weight have one gradient for several calls.
+        """
         rows = tokens.size(0)
         missing = missing_rows(rows, self.embedding.weight.dtype, tokens.device)
         if missing:  # rows of zeros, cut off the outputs again
             tokens = F.pad(tokens, (0, 0, 0, missing))
             state = None if state is None else [(_more_rows(h, missing), _more_rows(c, missing)) for h, c in state]
-        x = embedding_dropout(tokens, self.embedding.weight, self.rate("embedding"), self.training)  # (B, T, E)
+        rate = self.rate("embedding")
+        x = embedding_dropout(tokens, self.embedding.weight, rate, self.training, lookups=lookups)  # (B, T, E)
         x = variational_dropout(x, self.rate("input"), self.training)
         new_state: State = []
         for i, rnn in enumerate(self.rnns):

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ulmfit.nn import synchronised
+from ulmfit.nn.chunk_sums import ChunkSums, chunk_sums
+from ulmfit.nn.dropout import dropout
 
 
 class TiedDecoder(nn.Module):
@@ -54,16 +56,25 @@ class ConcatPool:
         The last `max_len` steps of each document count, whatever else is in the batch.
         """
         hidden = hidden.float()
-        inside = position < lengths[:, None]  # (B, T)
-        kept = inside & (position >= lengths[:, None] - max_len)
-        end = lengths - 1 - position[0]  # (B,) of the last step, counted in this chunk
-        ends_here = ((end >= 0) & (end < len(position))).unsqueeze(-1)
+        kept = kept_steps(position, lengths, max_len)
+        end, ends_here = _last_steps(position, lengths)
         mask = kept.unsqueeze(-1)
         maximum = torch.maximum(self.maximum, hidden.masked_fill(~mask, -torch.inf).amax(1))
         total = self.total + hidden.masked_fill(~mask, 0).sum(1)
         rows = torch.arange(len(end), device=end.device)
-        last = torch.where(ends_here, hidden[rows, end.clamp(0, len(position) - 1)], self.last)
+        last = torch.where(ends_here, hidden[rows, end], self.last)
         return ConcatPool(last, maximum, total, self.count + kept.sum(1))
+
+    def add_sums(
+        self, hidden: Tensor, position: Tensor, lengths: Tensor, max_len: int, whole: bool
+    ) -> tuple[ConcatPool, ChunkSums]:
+        """`add` and the sums it comes from; all steps count if `whole`. For training on the CPU."""
+        kept = None if whole else kept_steps(position, lengths, max_len)
+        end, ends_here = _last_steps(position, lengths)
+        sums = chunk_sums(hidden, kept, end)
+        count = self.count + (hidden.size(1) if kept is None else kept.sum(1))
+        maximum, last = torch.maximum(self.maximum, sums.maximum), torch.where(ends_here, sums.last, self.last)
+        return ConcatPool(last, maximum, self.total + sums.total, count), sums
 
     def add_whole(self, hidden: Tensor) -> ConcatPool:
         """`add` without a mask, where all steps count for all documents; the last one is right once a document ends."""
@@ -75,6 +86,17 @@ class ConcatPool:
         """[last, max, mean] (B, 3 * E); zeros for a document without steps."""
         count = self.count[:, None]
         return torch.cat([self.last, self.maximum.masked_fill(count == 0, 0), self.total / count.clamp(min=1)], dim=1)
+
+
+def kept_steps(position: Tensor, lengths: Tensor, max_len: int) -> Tensor:
+    """(B, T): which steps at `position` (T,) are among the last `max_len` of documents of `lengths` (B,)."""
+    return (position < lengths[:, None]) & (position >= lengths[:, None] - max_len)
+
+
+def _last_steps(position: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The last step of each document (B,), counted in the chunk at `position` (T,), and whether it is there (B, 1)."""
+    end = lengths - 1 - position[0]
+    return end.clamp(0, len(position) - 1), ((end >= 0) & (end < len(position))).unsqueeze(-1)
 
 
 class ClassifierHead(nn.Module):
@@ -101,9 +123,7 @@ class ClassifierHead(nn.Module):
                 x = F.relu(x)
             if self.norms:
                 x = _batch_norm(self.norms[i], x, self.across_processes)
-            if self.training:
-                x = F.dropout(x, self.dropout[i])
-            x = linear(x)
+            x = linear(dropout(x, self.dropout[i], self.training))
         return x
 
     @torch.no_grad()

@@ -34,15 +34,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         device = hidden.device
         h = _with_ones(hidden, dtype)  # (N, E + 2)
-        matrix = _with_bias(weight, bias, dtype)  # (E + 2, V)
-        w = weight.to(dtype) if device.type == "cpu" else matrix.t()[:, :size]  # (V, E)
+        on_cpu = device.type == "cpu"
+        w = weight.to(dtype) if on_cpu else weight  # (V, E)
+        matrix = _with_bias(w, bias, dtype)  # (E + 2, V)
+        w = w if on_cpu else matrix.t()[:, :size]
         total = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         # oneDNN multiplies a transposed bfloat16 matrix at half the speed, so it is the narrow one that is transposed.
-        across = dtype != weight.dtype and device.type == "cpu"
+        across = dtype != weight.dtype and on_cpu
         first = 0 if need_weight else size  # a frozen matrix costs no gradient, only the bias does
         shape = (h.size(1) - first, w.size(0)) if across else (w.size(0), h.size(1) - first)
         grad_matrix = torch.zeros(shape, dtype=weight.dtype, device=device) if need_weight or need_bias else None
+        product = torch.empty(shape, dtype=dtype) if across and grad_matrix is not None else None  # of one chunk
         buffer = torch.empty(min(chunk, n), w.size(0), dtype=dtype, device=device)
         for start in range(0, n, chunk):
             rows = h[start : start + chunk]  # (C, E + 2)
@@ -55,12 +58,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # d loss / d logits = (softmax - one-hot) / N; the division waits for the backward pass, where a gradient
             # scaler's factor makes up for it: float16 would underflow here.
             grad[torch.arange(grad.size(0), device=device), target] -= 1
-            if grad_hidden is not None:
+            if grad_hidden is not None and on_cpu and grad_hidden.dtype == dtype:
+                torch.mm(grad, w, out=grad_hidden[start : start + chunk])
+            elif grad_hidden is not None:
                 grad_hidden[start : start + chunk] = torch.mm(grad, w)
             if grad_matrix is None:
                 continue
-            if across:
-                grad_matrix += torch.mm(rows[:, first:].t().contiguous(), grad).to(grad_matrix.dtype)
+            if product is not None:
+                grad_matrix += torch.mm(rows[:, first:].t().contiguous(), grad, out=product)
             elif dtype != weight.dtype:
                 grad_matrix += torch.mm(grad.t(), rows[:, first:])
             else:
@@ -78,8 +83,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scale = grads[0] / ctx.rows
-        scaled = (None if g is None else (g.float() * scale).to(g.dtype).contiguous() for g in ctx.saved_tensors)
-        return (*scaled, None, None, None)
+        return (*(None if g is None else _scaled(g, scale) for g in ctx.saved_tensors), None, None, None)
+
+
+def _scaled(x: Tensor, scale: Tensor) -> Tensor:
+    """A contiguous copy of `x`, multiplied in float32."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:  # a product that is then transposed would be another copy
+        return x.clone(memory_format=torch.contiguous_format).mul_(scale)
+    return (x.float() * scale).to(x.dtype).contiguous()
 
 
 def _extra(device: torch.device) -> int:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ulmfit.nn.awd_lstm import AWDLSTM, State, detach, select_rows
 from ulmfit.nn.dropout import variational_dropout
-from ulmfit.nn.heads import ClassifierHead, ConcatPool, TiedDecoder
+from ulmfit.nn.heads import ClassifierHead, ConcatPool, TiedDecoder, kept_steps
+from ulmfit.nn.lookup import Lookups
 from ulmfit.nn.losses import activation_regularisation, chunked_cross_entropy, summed_cross_entropy
 
 
@@ -153,6 +154,9 @@ class TextClassifier(nn.Module):
         finished: list[Tensor] = []  # features of documents that ended, shortest first
         ar = tar = torch.zeros((), device=tokens.device)  # sums over what `all_steps` and `all_pairs` count
         all_steps = all_pairs = 0
+        # (One chunk has one gradient anyway.)
+        several = tokens.device.type == "cpu" and torch.is_grad_enabled() and tokens.size(1) > self.bptt
+        lookups = Lookups(self.encoder.embedding.weight) if several else None
         state: State | None = None
         read = 0
         if at_work and self.encoder.cheap_calls and ends[0] <= self.max_len:
@@ -169,16 +173,23 @@ class TextClassifier(nn.Module):
             inside = [min(end, start + chunk.size(1)) - max(first, start) for first, end in pooled]
             steps, pairs = sum(max(0, n) for n in inside), sum(max(0, n - 1) for n in inside)
             with torch.set_grad_enabled(torch.is_grad_enabled() and steps > 0):
-                hidden, state = self.encoder(chunk, state)  # (B, t, E)
+                hidden, state = self.encoder(chunk, state, lookups)  # (B, t, E)
             state = detach(state)
             if steps == 0:
                 continue
-            # (Without masks gradients would add up in another order: other last digits.)
-            whole = steps == chunk.numel() and not torch.is_grad_enabled()
-            pool = pool.add_whole(hidden) if whole else pool.add(hidden, position, lengths, self.max_len)
             all_steps, all_pairs = all_steps + steps, all_pairs + pairs
+            whole, learns = steps == chunk.numel(), torch.is_grad_enabled()
+            if learns and chunk.device.type == "cpu":
+                pool, sums = pool.add_sums(hidden, position, lengths, self.max_len, whole)
+                if self.training and (ar_alpha > 0 or tar_beta > 0):
+                    ar = ar + ar_alpha / hidden.size(-1) * sums.squares
+                    tar = tar + tar_beta / hidden.size(-1) * sums.moves
+                continue
+            # (Without masks gradients would add up in another order: other last digits.)
+            whole = whole and not learns
+            pool = pool.add_whole(hidden) if whole else pool.add(hidden, position, lengths, self.max_len)
             if self.training and (ar_alpha > 0 or tar_beta > 0):
-                mask = (position < lengths[:, None]) & (position >= lengths[:, None] - self.max_len)
+                mask = kept_steps(position, lengths, self.max_len)
                 ar = ar + steps * activation_regularisation(hidden, hidden, ar_alpha, 0.0, mask)
                 tar = tar + pairs * activation_regularisation(hidden, hidden, 0.0, tar_beta, mask)
         features = torch.cat([pool.features(), *reversed(finished)])
