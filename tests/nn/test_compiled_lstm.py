@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from types import ModuleType
 
 import pytest
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from ulmfit.nn import compiled_lstm, reading_loops, reduced, register_tiles, vectors
 from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
 from ulmfit.nn.compiled_lstm import CompiledBFloat16LSTM, CompiledInt8LSTM, CompiledLSTM
+from ulmfit.nn.heads import ClassifierHead
+from ulmfit.nn.models import TextClassifier
 from ulmfit.nn.processor import cpu_multiplies_bfloat16
 
 pytest.importorskip("numba")
@@ -123,6 +127,84 @@ def test_a_text_is_read_as_if_it_were_alone(kind: str, threads: None) -> None:
     assert torch.equal(torch.cat([first[0], rest[0]], 1), together[0])
 
 
+def _documents(rows: int, longest: int, words: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Right-padded tokens (B, T), the first alike in all, and their lengths; many begin alike where words are few."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest + 1, (rows,), generator=generator)
+    tokens = torch.randint(words, (rows, int(lengths.max())), generator=generator)
+    tokens[:, 0] = 1
+    return tokens, lengths
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=30)
+@given(
+    rows=st.integers(1, 60), longest=st.integers(1, 12), words=st.integers(2, 30), most=st.integers(1, 200),
+    sizes=st.tuples(st.integers(1, 70), st.integers(1, 70), st.integers(1, 70)), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_documents_are_pooled_as_if_each_were_alone(
+    kind: str, rows: int, longest: int, words: int, sizes: tuple[int, int, int], most: int, seed: int
+) -> None:
+    """To the last bit, with few rows a step or many, and in parts or at once; close to what torch makes of them."""
+    torch.manual_seed(seed)
+    table = torch.randn(words, sizes[0]).bfloat16()
+    rnns = [nn.LSTM(size, following, batch_first=True) for size, following in pairwise(sizes)]
+    layers = [KINDS[kind](rnn) for rnn in rnns]
+    tokens, lengths = _documents(rows, longest, words, seed)
+    before = compiled_lstm._ROWS_A_CALL
+    with torch.inference_mode():
+        together = compiled_lstm.pooled(layers, table, tokens, lengths)
+        try:
+            compiled_lstm._ROWS_A_CALL = most
+            assert torch.equal(compiled_lstm.pooled(layers, table, tokens, lengths), together)
+        finally:
+            compiled_lstm._ROWS_A_CALL = before
+        for row, length in enumerate(lengths.tolist()):
+            one = tokens[row : row + 1, :length]
+            assert torch.equal(compiled_lstm.pooled(layers, table, one, lengths[row : row + 1])[0], together[row])
+            hidden = compiled_lstm.read(layers, table, one, None)[0][0].float()
+            last, most_of_all, mean = together[row].chunk(3)
+            assert torch.equal(hidden[-1], last) and torch.equal(hidden.amax(0), most_of_all)
+            torch.testing.assert_close(mean, hidden.mean(0), rtol=1e-5, atol=1e-6)
+        x = table.float()[tokens]
+        for rnn in rnns:
+            x = rnn(x)[0]
+        last = x[torch.arange(rows), lengths - 1]
+    torch.testing.assert_close(together[:, : sizes[2]], last, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pooled_on_any_number_of_threads(kind: str, threads: None) -> None:
+    torch.manual_seed(0)
+    layers = [KINDS[kind](nn.LSTM(40, 90)), KINDS[kind](nn.LSTM(90, 40))]
+    table, (tokens, lengths) = torch.randn(6, 40), _documents(90, 14, 6, 0)
+    with torch.inference_mode():
+        found = []
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            found.append(compiled_lstm.pooled(layers, table, tokens, lengths))
+        shuffled = torch.randperm(90)
+        found.append(compiled_lstm.pooled(layers, table, tokens[shuffled], lengths[shuffled])[shuffled.argsort()])
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_classifier_pools_compiled_layers_as_others(kind: str) -> None:
+    """Also documents longer than what is pooled, which are read in another way."""
+    torch.manual_seed(0)
+    encoder = AWDLSTM(Architecture(30, 16, vectors.LEAST_SIZE_TO_COMPILE, 2))
+    plain = TextClassifier(encoder, ClassifierHead(48, 8, 3), bptt=5, max_len=11).eval()
+    compiled = copy.deepcopy(plain)
+    reduced.reduce_precision(compiled.encoder, kind)
+    assert compiled.encoder.compiled_layers
+    for longest in (4, 11, 15):
+        tokens, lengths = _documents(40, longest, 30, longest)
+        with torch.inference_mode():
+            (found, counted), (right, expected) = compiled.pool(tokens, lengths), plain.pool(tokens, lengths)
+        assert counted.steps == expected.steps
+        torch.testing.assert_close(found.float(), right, rtol=0, atol=float(0.05 * right.abs().max()))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_zeros_and_what_is_not_a_number(kind: str) -> None:
     rnn, x, _ = _case(4, 3, 10, 20, 4)
@@ -157,8 +239,7 @@ def test_without_a_numba_that_works(
     def refused(name: str) -> ModuleType:
         raise ImportError("Numba needs NumPy 2.4 or less")  # as it says it
 
-    caches = (vectors.compiler, reading_loops.bfloat16, reading_loops.int8, register_tiles.multiplier,
-              register_tiles.product, reading_loops._cell)  # fmt: skip
+    caches = (vectors.compiler, reading_loops.layer, reading_loops._rows, register_tiles.multiplier)
     for each in caches:
         each.cache_clear()
     with monkeypatch.context() as patch:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ulmfit.config import DropoutConfig
-from ulmfit.nn import bfloat16, cudnn, fused_layer, stepwise
+from ulmfit.nn import bfloat16, compiled_lstm, cudnn, fused_layer, stepwise
 from ulmfit.nn.compiled_lstm import CompiledLSTM
 from ulmfit.nn.dropout import embedding_dropout, variational_dropout, weight_dropout
 from ulmfit.nn.lookup import Lookups
@@ -64,6 +64,9 @@ class AWDLSTM(nn.Module):
 
         `lookups` in the embedding's weight have one gradient for several calls.
         """
+        compiled = self.compiled_layers
+        if compiled:
+            return compiled_lstm.read(compiled, self.embedding.weight, tokens, state)
         rows = tokens.size(0)
         missing = missing_rows(rows, self.embedding.weight.dtype, tokens.device)
         if missing:  # rows of zeros, cut off the outputs again
@@ -85,7 +88,7 @@ class AWDLSTM(nn.Module):
     def _run(
         self, rnn: nn.Module, x: Tensor, state: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        if state is not None and not isinstance(rnn, CompiledLSTM):
+        if state is not None:
             state = (state[0].to(x.dtype), state[1].to(x.dtype))
         rate = self.rate("weight")
         # Below the lowest layer that trains nothing is kept for a backward pass; torch would still keep the gates.
@@ -114,9 +117,9 @@ class AWDLSTM(nn.Module):
         return not any(isinstance(rnn, nn.LSTM) for rnn in self.rnns)
 
     @property
-    def tokens_a_call(self) -> int:
-        """About how many tokens are read in the time that one more call costs."""
-        return 16 if all(isinstance(rnn, CompiledLSTM) for rnn in self.rnns) else 64
+    def compiled_layers(self) -> list[CompiledLSTM]:
+        """The layers if they are compiled loops, which also read a whole batch of documents; else none."""
+        return [rnn for rnn in self.rnns if isinstance(rnn, CompiledLSTM)]
 
     def layers(self) -> list[nn.Module]:
         """[embedding, rnn 0, ..., rnn N-1], lowest first."""

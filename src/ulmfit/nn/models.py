@@ -8,11 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ulmfit.nn import compiled_lstm
 from ulmfit.nn.awd_lstm import AWDLSTM, State, detach, select_rows
 from ulmfit.nn.dropout import variational_dropout
 from ulmfit.nn.heads import ClassifierHead, ConcatPool, TiedDecoder, kept_steps
 from ulmfit.nn.lookup import Lookups
 from ulmfit.nn.losses import activation_regularisation, chunked_cross_entropy, summed_cross_entropy
+
+_TOKENS_A_CALL = 64  # about as many are read in the time that one more call of the encoder costs
 
 
 class LMLoss(NamedTuple):
@@ -144,6 +147,11 @@ class TextClassifier(nn.Module):
         at_work = not self.training and not torch.is_grad_enabled()
         if at_work and ends == [tokens.size(1)] and ends[0] <= self.longest_at_once:
             return self._pool_at_once(tokens)
+        compiled = self.encoder.compiled_layers
+        if at_work and compiled and 0 < max(ends, default=0) <= self.max_len:
+            zero, steps = torch.zeros(()), sum(ends)
+            features = compiled_lstm.pooled(compiled, self.encoder.embedding.weight, tokens, lengths)
+            return features, Penalty(zero, zero, steps, steps - len(ends))
         lengths = lengths.to(tokens.device, non_blocking=True)
         if any(before < after for before, after in pairwise(ends)):
             lengths, order = lengths.sort(descending=True, stable=True)
@@ -238,7 +246,7 @@ class TextClassifier(nn.Module):
         beginnings, step = pool[:1], 0
         while step < tokens.size(1):
             found, longer = torch.unique(group * size + tokens[:, step], return_inverse=True)
-            if rows - len(found) <= self.encoder.tokens_a_call:
+            if rows - len(found) <= _TOKENS_A_CALL:
                 break
             group, before = longer, found // size
             hidden, state = self.encoder((found % size)[:, None], None if state is None else select_rows(state, before))
@@ -251,7 +259,7 @@ class TextClassifier(nn.Module):
     def _chunks(self, ends: list[int], steps: int, read: int = 0) -> list[tuple[int, int]]:
         """[first, end) of the steps to read at a time, after `read`; documents end at `ends`, the last first."""
         if not self.training and self.encoder.cheap_calls:
-            return chunks_with_little_padding(ends, self.bptt, read, self.encoder.tokens_a_call)
+            return chunks_with_little_padding(ends, self.bptt, read)
         return [(start, start + self.bptt) for start in range(read, steps, self.bptt)]
 
     def layer_groups(self) -> list[nn.Module]:
@@ -265,7 +273,9 @@ def _features(hidden: Tensor) -> Tensor:
     return torch.cat([hidden[:, -1], hidden.amax(1), hidden.sum(1) / hidden.size(1)], dim=1)
 
 
-def chunks_with_little_padding(ends: list[int], most: int, start: int = 0, call: int = 64) -> list[tuple[int, int]]:
+def chunks_with_little_padding(
+    ends: list[int], most: int, start: int = 0, call: int = _TOKENS_A_CALL
+) -> list[tuple[int, int]]:
     """Cut the steps of documents that end at `ends`, the last first, so that those that ended are soon left out.
 
     Args:

@@ -1,4 +1,9 @@
-"""The loops of `compiled_lstm`: see there for what their arguments are, and `fused_loops` for how they are written."""
+"""The loop over all steps of a layer at work: see `compiled_lstm` for what its arguments are.
+
+Weights are laid out so that the sums of a tile are all gates of 16 cells: they stay in the core's cache, and what goes
+through memory are states and cells. A step may have fewer rows than the one before it, or more: each names the row of
+the step before that it goes on from.
+"""
 
 from __future__ import annotations
 
@@ -6,66 +11,131 @@ import math
 from functools import cache
 from typing import Any
 
-from ulmfit.nn import openmp
-from ulmfit.nn.register_tiles import COLUMNS, PANEL_ROW, product
+from ulmfit.nn import intrinsics, openmp
+from ulmfit.nn.intrinsics import CELLS
+from ulmfit.nn.register_tiles import COLUMNS, PANEL_ROW, ROWS, multiplier
 from ulmfit.nn.vectors import compiler
 
+AHEAD = 8 * ROWS  # inputs that are multiplied together where steps have few rows: weights are loaded less often
+SCRATCH = 2 * ROWS * COLUMNS  # 32-bit sums of a tile, of inputs and of states
+_ARGUMENTS = 35
+_UNITS = 8  # bytes: what a unit of a row is worth, and what the shift of the weights adds to its sums
+
 
 @cache
-def _cell() -> Any:
-    """One text's step: from its sums (4 H,), to which `bias` is added, and cells (H,) the new cells and states (H,)."""
-    c = compiler()
-    floats, float_parts, tanh, sigmoid = c.floats, c.float_parts, c.tanh, c.sigmoid
+def layer(kind: str) -> int:
+    """Address of the loop over all steps of a layer in "bf16" or "int8"."""
+    c, multiply, (take, reduce) = compiler(), multiplier(kind), _rows(kind)
+    cell, copy, pool, integer = intrinsics.cell(kind), intrinsics.copy(), intrinsics.pool(), intrinsics.integer()
+    i64, carray = c.numba.int64, c.numba.carray
+    number, count, barrier = openmp.team()
 
     @c.function
-    def cell(n: Any, sums: Any, bias: Any, cells_at: Any, out_at: Any) -> None:
-        i, f, g, o = float_parts(sums, n)
-        to_i, to_f, to_g, to_o = float_parts(bias, n)
-        cells, out = floats(cells_at, n), floats(out_at, n)
-        for j in range(n):
-            new = sigmoid(f[j] + to_f[j]) * cells[j] + sigmoid(i[j] + to_i[j]) * tanh(g[j] + to_g[j])
-            cells[j] = new
-            out[j] = sigmoid(o[j] + to_o[j]) * tanh(new)
-
-    return cell
-
-
-@cache
-def bfloat16() -> int:
-    """Address of the loop over all steps in bfloat16."""
-    c, multiply, cell = compiler(), product("bf16"), _cell()
-    convert, i64, carray = c.convert, c.numba.int64, c.numba.carray
-    number, count, barrier = openmp.team()
+    def share(count: Any, part: Any, parts: Any) -> Any:
+        return count * part // parts
 
     @c.entry
     def read(given: Any) -> None:
-        a = carray(given, 11)
-        steps, rows, width, size, pairs, packed = a[0], a[1], a[2], a[3], a[4], a[5]
-        bias, both, cells, sums, states = a[6], a[7], a[8], a[9], a[10]
-        panels, stride = (4 * size + COLUMNS - 1) // COLUMNS, 4 * pairs
+        a = carray(given, _ARGUMENTS)
+        steps, nodes, most, width, size = a[0], a[1], a[2], a[3], a[4]
+        panels, groups_x, groups_h, row, sums_row = a[5], a[6], a[7], a[8], a[9]
+        x_row, h_row = 4 * groups_x, 4 * groups_h
+        starts, parents, tokens = a[10], a[11], a[12]
+        table, table_row, x, x_units, y, y_units, h, h_units = a[13], a[14], a[15], a[16], a[17], a[18], a[19], a[20]
+        weights_x, weights_h, factors, ahead = a[21], a[22], a[23], a[24]
+        first, first_row, cells, states, kept = a[26], a[27], a[28], a[29], a[30]
+        pools, found, end_starts, ends = a[31], a[32], a[33], a[34]
         thread, threads = i64(number()), i64(count())
+        x_sums = a[25] + thread * 4 * SCRATCH
+        h_sums = x_sums + 2 * SCRATCH
+        if table != 0:
+            for r in range(share(nodes, thread, threads), share(nodes, thread + 1, threads)):
+                take(width, table + integer(tokens + 4 * r) * table_row, x + r * x_row, x_row, x_units + r * _UNITS)
+        n = integer(starts + 4)
+        for k in range(share(n, thread, threads), share(n, thread + 1, threads)):
+            take(size, first + integer(parents + 4 * k) * first_row, h + k * h_row, h_row, h_units + k * _UNITS)
+        barrier()
+        ahead_first, ahead_stop = i64(0), i64(0)
         for t in range(steps):
-            multiply(rows, both + t * rows * stride, stride, packed, pairs, sums, pairs, 0, panels, thread, threads)
+            node, stop = integer(starts + 4 * t), integer(starts + 4 * (t + 1))
+            n = stop - node
+            old, new, now = (t + 1) % 2 * most, t % 2 * most, states + node * kept
+            few = n <= ROWS
+            if few and node >= ahead_stop:
+                ahead_first, ahead_stop, last = node, stop, t + 2
+                while last <= steps:
+                    following = integer(starts + 4 * last)
+                    if following > node + AHEAD or following > ahead_stop + ROWS:
+                        break
+                    ahead_stop = following
+                    last += 1
+                tiles = (ahead_stop - node + ROWS - 1) // ROWS
+                # The same panels as below, where a tile has all rows: nobody has to wait for another's sums.
+                for panel in range(share(panels, thread, threads), share(panels, thread + 1, threads)):
+                    for tile in range(tiles):
+                        low, high = share(ahead_stop - node, tile, tiles), share(ahead_stop - node, tile + 1, tiles)
+                        multiply(
+                            high - low, x + (node + low) * x_row, x_row, weights_x + panel * x_row * COLUMNS,
+                            groups_x, ahead + low * sums_row + panel * PANEL_ROW, sums_row,
+                        )  # fmt: skip
+            tiles = (n + ROWS - 1) // ROWS
+            for task in range(share(panels * tiles, thread, threads), share(panels * tiles, thread + 1, threads)):
+                panel, tile = task // tiles, task % tiles
+                low, high = share(n, tile, tiles), share(n, tile + 1, tiles)
+                inputs, inputs_row = ahead + (node - ahead_first) * sums_row + panel * PANEL_ROW, sums_row
+                if not few:
+                    inputs, inputs_row = x_sums, i64(PANEL_ROW)
+                    multiply(
+                        high - low, x + (node + low) * x_row, x_row, weights_x + panel * x_row * COLUMNS, groups_x,
+                        inputs, inputs_row,
+                    )  # fmt: skip
+                multiply(
+                    high - low, h + low * h_row, h_row, weights_h + panel * h_row * COLUMNS, groups_h,
+                    h_sums, PANEL_ROW,
+                )  # fmt: skip
+                place, panel_factors = panel * 4 * CELLS, factors + panel * 3 * PANEL_ROW
+                for r in range(low, high):
+                    parent = integer(parents + 4 * (node + r))
+                    cell(
+                        inputs + (r - low) * inputs_row, h_sums + (r - low) * PANEL_ROW, panel_factors,
+                        cells + (old + parent) * row + place, cells + (new + r) * row + place,
+                        now + r * row + place, y + (node + r) * h_row + panel * 2 * CELLS,
+                        x_units + (node + r) * _UNITS, h_units + r * _UNITS,
+                    )  # fmt: skip
             barrier()
-            for b in range(rows * thread // threads, rows * (thread + 1) // threads):
-                cell(size, sums + b * panels * PANEL_ROW, bias, cells + b * size * 4, states + b * size * 4)
-                convert(size, states + b * size * 4, both + ((t + 1) * rows + b) * stride + width * 2)
+            low, high = share(n, thread, threads), share(n, thread + 1, threads)
+            for r in range(low, high):
+                reduce(size, now + r * row, y + (node + r) * h_row, h_row, y_units + (node + r) * _UNITS)
+                if pools != 0:
+                    parent = integer(parents + 4 * (node + r))
+                    before, after = pools + (old + parent) * 3 * row, pools + (new + r) * 3 * row
+                    for place in range(0, row, 4 * CELLS):
+                        pool(now + r * row + place, before + place, after + place, row)
+            if t + 1 < steps:
+                for k in range(integer(starts + 4 * (t + 2)) - stop):
+                    r = integer(parents + 4 * (stop + k))
+                    if low <= r and r < high:
+                        copy(h_row, y + (node + r) * h_row, h + k * h_row)
+                        copy(_UNITS, y_units + (node + r) * _UNITS, h_units + k * _UNITS)
+            if pools != 0:
+                for e in range(integer(end_starts + 4 * t), integer(end_starts + 4 * (t + 1))):
+                    r, document = integer(ends + 8 * e), integer(ends + 8 * e + 4)
+                    if low <= r and r < high:
+                        copy(3 * row, pools + (new + r) * 3 * row, found + document * 3 * row)
             barrier()
 
     return read
 
 
 @cache
-def int8() -> int:
-    """Address of the loop over all steps with 8-bit factors."""
-    c, multiply, cell = compiler(), product("int8"), _cell()
-    floats, integers, bytes_, as_bits, as_float = (
-        c.floats, c.integers, c.bytes_, c.as_bits, c.as_float,
-    )  # fmt: skip
-    i8, i32, u32, i64, f32, carray = (
-        c.numba.int8, c.numba.int32, c.numba.uint32, c.numba.int64, c.numba.float32, c.numba.carray,
-    )  # fmt: skip
-    number, count, barrier = openmp.team()
+def _rows(kind: str) -> tuple[Any, Any]:
+    """Rows of a table, or of states before the first step, and then of all others, to what is multiplied.
+
+    Both are functions of n numbers at an address, where to, `stride` bytes with zeros behind them, and where units go.
+    """
+    c, copy = compiler(), intrinsics.copy()
+    floats, integers, bytes_, as_bits, as_float = c.floats, c.integers, c.bytes_, c.as_bits, c.as_float
+    i8, i32, u32, f32 = c.numba.int8, c.numba.int32, c.numba.uint32, c.numba.float32
     floor = math.floor
 
     @c.function
@@ -77,9 +147,9 @@ def int8() -> int:
         return most
 
     @c.function
-    def quantise(n: Any, numbers_at: Any, out_at: Any, unit_at: Any) -> None:
+    def quantise(n: Any, numbers_at: Any, out_at: Any, stride: Any, unit_at: Any) -> None:
         """To 8 bits of the row's largest magnitude; at `unit_at`, what one is worth, and 128 times the row's sum."""
-        numbers, out = floats(numbers_at, n), bytes_(out_at, n)
+        numbers, out = floats(numbers_at, n), bytes_(out_at, stride)
         most = as_float(largest(n, numbers_at))
         units = f32(127) / most if most > f32(0) else f32(0)
         total = i32(0)
@@ -87,52 +157,17 @@ def int8() -> int:
             rounded = i32(floor(numbers[j] * units + f32(0.5)))
             out[j] = i8(rounded)
             total = i32(total + rounded)
+        for j in range(n, stride):
+            out[j] = i8(0)
         floats(unit_at, 1)[0] = most / f32(127)
         integers(unit_at + 4, 1)[0] = 128 * total
 
     @c.function
-    def scaled(
-        n: Any, sums_at: Any, more_at: Any, unit_at: Any, more_unit_at: Any, weights_at: Any, more_weights_at: Any,
-        out_at: Any,
-    ) -> None:  # fmt: skip
-        """Two sums of integers -> what they stand for together, without what the shift of weights by 128 added."""
-        sums, weights = integers(sums_at, n), floats(weights_at, n)
-        more, more_weights = integers(more_at, n), floats(more_weights_at, n)
-        unit, shift = floats(unit_at, 1)[0], integers(unit_at + 4, 1)[0]
-        more_unit, more_shift = floats(more_unit_at, 1)[0], integers(more_unit_at + 4, 1)[0]
-        out = floats(out_at, n)  # elsewhere: in place, LLVM takes one number at a time
-        for j in range(n):
-            first = f32(i32(sums[j] - shift)) * (unit * weights[j])
-            out[j] = first + f32(i32(more[j] - more_shift)) * (more_unit * more_weights[j])
+    def taken(n: Any, numbers_at: Any, out_at: Any, stride: Any, unit_at: Any) -> None:
+        copy(stride, numbers_at, out_at)
 
-    @c.entry
-    def read(given: Any) -> None:
-        a = carray(given, 20)
-        steps, rows, width, size, x, outputs, cells = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
-        packed_x, packed_h, scale_x, scale_h, bias = a[7], a[8], a[9], a[10], a[11]
-        reduced_x, reduced_h, row_x, row_h, sums, more, h = a[12], a[13], a[14], a[15], a[16], a[17], a[18]
-        panels, groups_x, groups_h = (4 * size + COLUMNS - 1) // COLUMNS, (width + 3) // 4, (size + 3) // 4
-        thread, threads = i64(number()), i64(count())
-        for r in range(steps * rows * thread // threads, steps * rows * (thread + 1) // threads):
-            quantise(width, x + r * width * 4, reduced_x + r * groups_x * 4, row_x + r * 8)
-        whole = a[19] + thread * panels * PANEL_ROW
-        first, stop = rows * thread // threads, rows * (thread + 1) // threads
-        for b in range(first, stop):
-            quantise(size, h + b * size * 4, reduced_h + b * groups_h * 4, row_h + b * 8)
-        barrier()
-        for t in range(steps):
-            at = reduced_x + t * rows * groups_x * 4
-            multiply(rows, at, groups_x * 4, packed_x, groups_x, sums, groups_x, 0, panels, thread, threads)
-            multiply(rows, reduced_h, groups_h * 4, packed_h, groups_h, more, groups_h, 0, panels, thread, threads)
-            barrier()
-            for b in range(first, stop):
-                row = b * panels * PANEL_ROW
-                scaled(
-                    4 * size, sums + row, more + row, row_x + (t * rows + b) * 8, row_h + b * 8, scale_x, scale_h, whole
-                )
-                out = outputs + (t * rows + b) * size * 4
-                cell(size, whole, bias, cells + b * size * 4, out)
-                quantise(size, out, reduced_h + b * groups_h * 4, row_h + b * 8)
-            barrier()
+    @c.function
+    def nothing(n: Any, numbers_at: Any, out_at: Any, stride: Any, unit_at: Any) -> None:
+        pass  # the cell has written them
 
-    return read
+    return (taken, nothing) if kind == "bf16" else (quantise, quantise)

@@ -1,0 +1,190 @@
+"""Parts of the loops of `reading_loops` in LLVM's own language: the cell of 16 cells at a time, and what reads memory.
+
+Numba compiles loops of just 16 badly, and takes long for many of them.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+CELLS = 16  # float32 in a register
+_MOST = 30.0  # exponents of 2 are kept within +-30: sigmoid and tanh are 1e-9 from their ends there
+_TO_NEAREST = 1.5 * 2**23 + 127  # added to a float32, its last bits are the nearest integer as an exponent
+# Of x^0, x^1, ...: the polynomial through 2^x at six Chebyshev points of [-1/2, 1/2], within 2e-7 there.
+_POWERS = (1.0000000754548972, 0.6931471880262273, 0.2402210748530968, 0.05550357114222094, 0.009676031918255982,
+           0.001339086336353527)  # fmt: skip
+
+
+@cache
+def cell(kind: str) -> Any:
+    """For compiled loops: from a text's sums to new cells and states.
+
+    Arguments, all addresses: the product of the inputs and that of the states, both (4, 16) of i, f, g and o; factors
+    (3, 4, 16) of float32: what a unit of each product is worth, and the bias; cells (16,) before; cells (16,) after;
+    states (16,); states (16,) in bfloat16; of the inputs and of the states, what a unit of the text is worth, and
+    (int32) what the shift of the weights added to its sums.
+
+    In "bf16" sums are float32, there are no units, and all states are rounded to bfloat16. In "int8" sums are int32,
+    and states are not written in bfloat16.
+    """
+    numba, ir = import_module("numba"), import_module("llvmlite.ir")
+    intrinsic = import_module("numba.extending").intrinsic
+    f32, i32, i64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+    floats, integers = ir.VectorType(f32, CELLS), ir.VectorType(i32, CELLS)
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        inputs, states, factors, before, after, out, reduced, *units = given
+        fma_name = f"llvm.fma.v{CELLS}f32"
+        fused = builder.module.globals.get(fma_name)
+        if fused is None:
+            fused = ir.Function(builder.module, ir.FunctionType(floats, [floats] * 3), fma_name)
+
+        def number(value: float) -> Any:
+            return ir.Constant(floats, [value] * CELLS)
+
+        def whole_number(value: int) -> Any:
+            return ir.Constant(integers, [value] * CELLS)
+
+        def at(start: Any, index: int, of_type: Any) -> Any:
+            place = builder.add(start, ir.Constant(i64, 4 * CELLS * index))
+            return builder.inttoptr(place, of_type.as_pointer())
+
+        def load(start: Any, index: int = 0, of_type: Any = floats) -> Any:
+            return builder.load(at(start, index, of_type), align=4)
+
+        def everywhere(start: Any, offset: int, of_type: Any, of_vector: Any) -> Any:
+            place = builder.inttoptr(builder.add(start, ir.Constant(i64, offset)), of_type.as_pointer())
+            undefined = ir.Constant(of_vector, ir.Undefined)
+            first = builder.insert_element(undefined, builder.load(place, align=4), ir.Constant(i32, 0))
+            return builder.shuffle_vector(first, undefined, whole_number(0))
+
+        def fma(a: Any, b: Any, c: Any) -> Any:
+            return builder.call(fused, [a, b, c])
+
+        def chosen(compared: str, value: Any, bound: Any) -> Any:  # what is not a number stays it
+            return builder.select(builder.fcmp_ordered(compared, value, bound), bound, value)
+
+        def power(x: Any, factor: float) -> Any:
+            """e^(factor x), to 2e-7 of it."""
+            exponent = builder.fmul(x, number(factor * math.log2(math.e)))
+            exponent = chosen(">", chosen("<", exponent, number(-_MOST)), number(_MOST))
+            shifted = builder.fadd(exponent, number(_TO_NEAREST))
+            rest = builder.fsub(exponent, builder.fsub(shifted, number(_TO_NEAREST)))
+            whole = builder.shl(builder.bitcast(shifted, integers), whole_number(23))
+            total = number(_POWERS[-1])
+            for coefficient in reversed(_POWERS[:-1]):
+                total = fma(total, rest, number(coefficient))
+            return builder.fmul(total, builder.bitcast(whole, floats))
+
+        def gate(index: int) -> Any:
+            bias = load(factors, 8 + index)
+            if kind == "bf16":
+                return builder.fadd(builder.fadd(load(inputs, index), load(states, index)), bias)
+            found = bias
+            for part, sums in ((1, states), (0, inputs)):
+                whole = builder.sub(load(sums, index, integers), shifts[part])
+                worth = builder.fmul(worths[part], load(factors, 4 * part + index))
+                found = fma(builder.sitofp(whole, floats), worth, found)
+            return found
+
+        if kind == "int8":
+            worths = [everywhere(each, 0, f32, floats) for each in units]
+            shifts = [everywhere(each, 4, i32, integers) for each in units]
+        one = number(1)
+        # Fractions are added up before they are divided: a division takes as long as ten products.
+        forget, enter = builder.fadd(one, power(gate(1), -1)), builder.fadd(one, power(gate(0), -1))
+        new = power(gate(2), -2)
+        both = builder.fmul(enter, builder.fadd(one, new))
+        top = fma(load(before), both, builder.fmul(builder.fsub(one, new), forget))
+        cells = builder.fdiv(top, builder.fmul(both, forget))
+        builder.store(cells, at(after, 0, floats), align=4)
+        leave, new = builder.fadd(one, power(gate(3), -1)), power(cells, -2)
+        state = builder.fdiv(builder.fsub(one, new), builder.fmul(leave, builder.fadd(one, new)))
+        if kind == "bf16":  # what is pooled or handed on is what is multiplied
+            bits = builder.bitcast(state, integers)
+            odd = builder.and_(builder.lshr(bits, whole_number(16)), whole_number(1))
+            bits = builder.lshr(builder.add(builder.add(bits, whole_number(0x7FFF)), odd), whole_number(16))
+            halves = ir.VectorType(ir.IntType(16), CELLS)
+            builder.store(builder.trunc(bits, halves), builder.inttoptr(reduced, halves.as_pointer()), align=2)
+            state = builder.bitcast(builder.shl(bits, whole_number(16)), floats)
+        builder.store(state, at(out, 0, floats), align=4)
+        return context.get_dummy_value()
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def of_16(
+        context: Any, inputs: Any, states: Any, factors: Any, before: Any, after: Any, out: Any, reduced: Any,
+        units: Any, more: Any,
+    ) -> Any:  # fmt: skip
+        return numba.void(*[numba.int64] * 9), generate
+
+    return of_16
+
+
+@cache
+def pool() -> Any:
+    """For compiled loops: 16 of a text's states added to what is pooled.
+
+    Arguments, each an address but for the last: states (16,); state, maximum and sum (3, 16) before and after; bytes
+    from one of these three to the next.
+    """
+    numba, ir = import_module("numba"), import_module("llvmlite.ir")
+    floats = ir.VectorType(ir.FloatType(), CELLS)
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        states, before, after, row = given
+
+        def at(start: Any, index: int) -> Any:
+            place = builder.add(start, builder.mul(row, ir.Constant(row.type, index)))
+            return builder.inttoptr(place, floats.as_pointer())
+
+        state, most = builder.load(at(states, 0), align=4), builder.load(at(before, 1), align=4)
+        total = builder.fadd(builder.load(at(before, 2), align=4), state)
+        most = builder.select(builder.fcmp_ordered(">", most, state), most, state)
+        for index, new in enumerate((state, most, total)):
+            builder.store(new, at(after, index), align=4)
+        return context.get_dummy_value()
+
+    @import_module("numba.extending").intrinsic  # type: ignore[untyped-decorator]
+    def pooled(context: Any, states: Any, before: Any, after: Any, row: Any) -> Any:
+        return numba.void(*[numba.int64] * 4), generate
+
+    return pooled
+
+
+@cache
+def copy() -> Any:
+    """For compiled loops: so many bytes, from one address to another. As a loop it would take long to compile."""
+    numba, ir = import_module("numba"), import_module("llvmlite.ir")
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        count, numbers, out = given
+        pointer = ir.IntType(8).as_pointer()
+        places = [builder.inttoptr(each, pointer) for each in (out, numbers)]
+        function = builder.module.declare_intrinsic("llvm.memcpy", [pointer, pointer, count.type])
+        builder.call(function, [*places, count, ir.Constant(ir.IntType(1), 0)])
+        return context.get_dummy_value()
+
+    @import_module("numba.extending").intrinsic  # type: ignore[untyped-decorator]
+    def copied(context: Any, count: Any, numbers: Any, out: Any) -> Any:
+        return numba.void(*[numba.int64] * 3), generate
+
+    return copied
+
+
+@cache
+def integer() -> Any:
+    """For compiled loops: the int32 at an address."""
+    numba, ir = import_module("numba"), import_module("llvmlite.ir")
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        found = builder.load(builder.inttoptr(given[0], ir.IntType(32).as_pointer()), align=4)
+        return builder.sext(found, ir.IntType(64))
+
+    @import_module("numba.extending").intrinsic  # type: ignore[untyped-decorator]
+    def loaded(context: Any, address: Any) -> Any:
+        return numba.int64(numba.int64), generate
+
+    return loaded
