@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +16,8 @@ def variational_dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """One mask for all time steps: (B, T, H) -> (B, T, H), mask (B, 1, H), new for each call."""
     if not training or rate == 0:
         return x
-    return x * _mask((x.size(0), 1, x.size(2)), rate, x)
+    mask = x.new_empty(x.size(0), 1, x.size(2)).bernoulli_(1 - rate).div_(1 - rate)
+    return x * mask
 
 
 def embedding_dropout(
@@ -31,15 +30,9 @@ def embedding_dropout(
     steps = tokens.t()  # in memory step by step, the order in which the LSTMs read
     rows = F.embedding(steps, weight) if lookups is None else lookups(steps)  # (T, B, E)
     if training and rate > 0:
-        rows = rows * _mask((weight.size(0),), rate, weight)[steps].unsqueeze(-1)
+        keep = torch.empty(weight.size(0), device=weight.device, dtype=weight.dtype).bernoulli_(1 - rate).div_(1 - rate)
+        rows = rows * keep[steps].unsqueeze(-1)
     return rows.transpose(0, 1)
-
-
-def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Each number of `x`, of any shape, by itself."""
-    if not training or rate == 0 or x.device.type != "cpu":
-        return F.dropout(x, rate, training)
-    return x * _mask(x.shape, rate, x)
 
 
 def weight_dropout(weight: Tensor, rate: float, training: bool) -> Tensor:
@@ -58,9 +51,14 @@ class _MaskedWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, rate: float, reduced: bool) -> Tensor:
-        bits, ctx.scale = _draw(weight.shape, rate)
+        keep = max(1, round((1 - rate) * 2**15))
+        # Four 16-bit integers of each draw, halved to [-2**14, 2**14). Those to keep are made negative; their sign
+        # shifted through gives all bits set, in integers of other sizes too.
+        drawn = torch.empty(-(-weight.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        bits = drawn[: weight.numel()].bitwise_right_shift_(1).sub_(keep - 2**14).bitwise_right_shift_(15)
+        bits = bits.view(weight.shape)
         # A long document's backward pass needs the masks of all its chunks, so a byte for each weight is kept.
-        ctx.mask = bits.to(torch.int8)
+        ctx.mask, ctx.scale = bits.to(torch.int8), 2**15 / keep
         scaled = weight * ctx.scale
         return _keep(scaled.bfloat16() if reduced else scaled, bits)
 
@@ -73,24 +71,3 @@ def _keep(x: Tensor, bits: Tensor) -> Tensor:
     """`x` where `bits` is -1, zeros where it is 0; bits as long as `x` are overwritten."""
     size = torch.int16 if x.dtype == torch.bfloat16 else torch.int32
     return bits.to(size).bitwise_and_(x.view(size)).view(x.dtype)
-
-
-def _draw(shape: Sequence[int], rate: float) -> tuple[Tensor, float]:
-    """16-bit integers, -1 where to keep and 0 where to drop, and what makes up for it; on the CPU.
-
-    Torch draws a float for each number there, which takes six times as long.
-    """
-    keep, count = max(1, round((1 - rate) * 2**15)), math.prod(shape)
-    # Four 16-bit integers of each draw, halved to [-2**14, 2**14). Those to keep are made negative; their sign
-    # shifted through gives all bits set, in integers of other sizes too.
-    drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    bits = drawn[:count].bitwise_right_shift_(1).sub_(keep - 2**14).bitwise_right_shift_(15)
-    return bits.view(*shape), 2**15 / keep
-
-
-def _mask(shape: Sequence[int], rate: float, like: Tensor) -> Tensor:
-    """Zeros with probability `rate`, else 1 / (1 - rate); of the type of `like`, on its device."""
-    if like.device.type != "cpu":
-        return like.new_empty(*shape).bernoulli_(1 - rate).div_(1 - rate)
-    bits, scale = _draw(shape, rate)
-    return bits.to(like.dtype).mul_(-scale)

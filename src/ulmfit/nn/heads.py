@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ulmfit.nn import synchronised
 from ulmfit.nn.chunk_sums import ChunkSums, chunk_sums
-from ulmfit.nn.dropout import dropout
 
 
 class TiedDecoder(nn.Module):
@@ -123,7 +122,9 @@ class ClassifierHead(nn.Module):
                 x = F.relu(x)
             if self.norms:
                 x = _batch_norm(self.norms[i], x, self.across_processes)
-            x = linear(dropout(x, self.dropout[i], self.training))
+            if self.training:
+                x = F.dropout(x, self.dropout[i])
+            x = linear(x)
         return x
 
     @torch.no_grad()
