@@ -179,8 +179,8 @@ def _read(
     """States (N, H) of the last layer, or if it keeps none, of the last step; and the new state, two (B, H) a layer."""
     nodes, count, kind = len(tokens), len(steps.starts) - 1, layers[0].kind
     table = table.to(torch.float32 if kind == "int8" else torch.bfloat16).contiguous()
-    if kind == "bf16" and table.size(1) % CELLS:
-        table = F.pad(table, (0, -table.size(1) % CELLS))
+    if kind == "bf16" and table.size(1) % CELLS:  # rows that fill registers, of those that are read alone
+        table, tokens = F.pad(table[tokens], (0, -table.size(1) % CELLS)), torch.arange(nodes, dtype=torch.int32)
     x = torch.empty(nodes, layers[0].groups[0], NEIGHBOURS[kind], dtype=layers[0].number)
     x_units, scratch = torch.empty(nodes, 2), torch.empty(torch.get_num_threads(), SCRATCH)
     new: State = []

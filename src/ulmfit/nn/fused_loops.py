@@ -62,7 +62,7 @@ def _dropping() -> tuple[Any, Any]:
 def _beside(kind: str) -> Any:
     """What is multiplied at once, of two rows of bfloat16 side by side; of float32 a row alone."""
     c = compiler()
-    halves, words, u32 = c.halves, c.words, c.numba.uint32
+    halves, words, u32, copy = c.halves, c.words, c.numba.uint32, c.numbers["fp32"].convert
 
     @c.function
     def pair(n: Any, one_at: Any, other_at: Any, out_at: Any) -> None:
@@ -72,9 +72,7 @@ def _beside(kind: str) -> Any:
 
     @c.function
     def alone(n: Any, one_at: Any, other_at: Any, out_at: Any) -> None:
-        one, out = words(one_at, n), words(out_at, n)
-        for j in range(n):
-            out[j] = one[j]
+        copy(n, one_at, out_at)
 
     return pair if kind == "bf16" else alone
 

@@ -138,7 +138,7 @@ def weight_gradients(weights: Weights, raw: Tensor, both: Tensor, from_zero: boo
     turned = torch.empty(weights.gates, stride, dtype=weights.dtype)
     packed = weights.panels(panels_of(weights.columns), groups)
     of_inputs, of_state = torch.empty(weights.gates, weights.width), torch.empty(weights.gates, weights.size)
-    # A page of its own for each thread.
+    # More rows than are used, so that threads do not write into the same lines of the cache.
     sums = torch.empty(torch.get_num_threads(), COLUMNS, COLUMNS)
     openmp.run(
         kernels(weights.kind).weight_gradients, rows, weights.gates, weights.width, weights.size, weights.groups,

@@ -38,7 +38,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         w = weight.to(dtype) if on_cpu else weight  # (V, E)
         matrix = _with_bias(w, bias, dtype)  # (E + 2, V)
         w = w if on_cpu else matrix.t()[:, :size]
-        total = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+        total = torch.zeros((), dtype=torch.float64 if on_cpu else torch.float32, device=device)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         # oneDNN multiplies a transposed bfloat16 matrix at half the speed, so it is the narrow one that is transposed.
         across = dtype != weight.dtype and on_cpu

@@ -58,7 +58,6 @@ class Compiler:
         float_parts: (address, count) -> four arrays of float32, one behind the other.
         numbers: "fp32" and "bf16": numbers of that type.
         as_bits, as_float: a float32 <-> its bits.
-        convert: that of bfloat16's `numbers`.
         tanh, sigmoid: of float32.
     """
 
@@ -75,7 +74,6 @@ class Compiler:
     numbers: dict[str, Numbers]
     as_bits: Any
     as_float: Any
-    convert: Any
     tanh: Any
     sigmoid: Any
 
@@ -204,7 +202,7 @@ def compiler() -> Compiler:
     }
     return Compiler(
         numba, function, by_address, entry, floats, halves, words, integers, bytes_, float_parts, numbers, as_bits,
-        as_float, convert, tanh, sigmoid,
+        as_float, tanh, sigmoid,
     )  # fmt: skip
 
 
