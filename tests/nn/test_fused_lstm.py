@@ -105,9 +105,9 @@ def test_gradients(kind: str, rows: int, steps: int, width: int, size: int, seed
     layer = Layer(kind, rows, steps, width, size, seed, from_zero=from_zero)
     grad, grad_cell = torch.randn(steps, rows, size).to(layer.gates.dtype), torch.randn(rows, size)
     of_cell = grad_cell.clone()
-    given_to = (layer.weights, layer.cells, layer.gates, grad)
-    raw, of_state, of_bias, of_x = fused_lstm.backward(*given_to, of_cell, True, True)
-    of_ih, of_hh = fused_lstm.weight_gradients(layer.weights, raw, layer.both, from_zero)
+    gates = layer.gates.clone()
+    of_state, of_bias, of_x = fused_lstm.backward(layer.weights, layer.cells, gates, grad, of_cell, True, True)
+    of_ih, of_hh = fused_lstm.weight_gradients(layer.weights, gates, layer.both, from_zero)
     twin, given_ = layer.right()
     outputs, (_, last) = twin(given_[0], given_[1:])
     loss = (outputs * grad.double()).sum() + (last[0] * grad_cell.double()).sum()
@@ -120,12 +120,14 @@ def test_gradients(kind: str, rows: int, steps: int, width: int, size: int, seed
     ):  # fmt: skip
         assert _error(found, exact.view(found.shape), rows * steps) < bound, name
     for of_inputs, of_first in ((False, True), (True, False), (False, False)):
-        again_cell = grad_cell.clone()
-        again = fused_lstm.backward(*given_to, again_cell, of_inputs, of_first)
-        assert torch.equal(again[0], raw) and torch.equal(again_cell, of_cell)
-        assert (again[1] is None) != of_first and (again[3] is None) != of_inputs
-        assert not of_first or torch.equal(_no_none(again[1]), of_state)
-        assert not of_inputs or torch.equal(_no_none(again[3]), of_x)
+        again_cell, again_raw = grad_cell.clone(), layer.gates.clone()
+        again_state, again_bias, again_x = fused_lstm.backward(
+            layer.weights, layer.cells, again_raw, grad, again_cell, of_inputs, of_first
+        )
+        assert torch.equal(again_raw, gates) and torch.equal(again_cell, of_cell) and torch.equal(again_bias, of_bias)
+        assert (again_state is None) != of_first and (again_x is None) != of_inputs
+        assert not of_first or torch.equal(_no_none(again_state), of_state)
+        assert not of_inputs or torch.equal(_no_none(again_x), of_x)
 
 
 def _no_none(found: Tensor | None) -> Tensor:
@@ -163,7 +165,7 @@ def test_dropped_weights(kind: str, rate: float) -> None:
     torch.testing.assert_close(layer.outputs.double(), twin(x, (h, c))[0].detach(), rtol=0.02, atol=0.01)
     grad = torch.randn(2, 3, size).to(layer.x.dtype)
     of_h = _no_none(
-        fused_lstm.backward(layer.weights, layer.cells, layer.gates, grad, torch.zeros(3, size), False, True)[1]
+        fused_lstm.backward(layer.weights, layer.cells, layer.gates, grad, torch.zeros(3, size), False, True)[0]
     )
     (right,) = torch.autograd.grad((twin(x, (h, c))[0] * grad.double()).sum(), h)
     assert _error(of_h, right[0]) < 0.02
@@ -211,11 +213,11 @@ def test_the_number_of_threads_changes_nothing_but_the_order_of_the_biass_sum(ki
         torch.set_num_threads(count)
         layer = Layer(kind, 13, 4, 150, 160, 5, 0.3)
         grad = torch.randn(4, 13, 160).to(layer.x.dtype)
-        raw, of_state, of_bias, of_x = fused_lstm.backward(
+        of_state, of_bias, of_x = fused_lstm.backward(
             layer.weights, layer.cells, layer.gates, grad, torch.zeros(13, 160), True, True
         )
-        both = fused_lstm.weight_gradients(layer.weights, raw, layer.both)
-        found.append((layer.outputs, layer.cells, raw, _no_none(of_state), _no_none(of_x), *both, of_bias))
+        both = fused_lstm.weight_gradients(layer.weights, layer.gates, layer.both)
+        found.append((layer.outputs, layer.cells, layer.gates, _no_none(of_state), _no_none(of_x), *both, of_bias))
     for other in found[1:]:
         for one, two in zip(found[0][:-1], other[:-1], strict=True):
             assert torch.equal(one, two)

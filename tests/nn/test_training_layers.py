@@ -119,6 +119,18 @@ def test_as_close_to_float32_as_torchs_own_bfloat16(
         assert _error(one, exact) < bound, name
 
 
+def test_gradients_once_for_each_forward_pass(kind: Kind) -> None:
+    """Compiled loops write them over what they are made of, and say so instead of giving others the second time."""
+    rnn, x = nn.LSTM(8, 16, batch_first=True), torch.randn(3, 5, 8)
+    loss = kind.lstm(rnn, 0.0, x, None)[0].float().sum()
+    (first,) = torch.autograd.grad(loss, rnn.weight_hh_l0, retain_graph=True)
+    if kind.compiled:
+        with pytest.raises(RuntimeError, match="once for each forward pass"):
+            torch.autograd.grad(loss, rnn.weight_hh_l0)
+    else:
+        assert torch.equal(torch.autograd.grad(loss, rnn.weight_hh_l0)[0], first)
+
+
 def test_dropped_weights_get_no_gradient_and_the_others_more(kind: Kind) -> None:
     torch.manual_seed(2)
     rnn, x = nn.LSTM(8, 64, batch_first=True), torch.randn(3, 5, 8)

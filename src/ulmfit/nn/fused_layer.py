@@ -22,22 +22,21 @@ def kind_for(rnn: nn.Module, x: Tensor) -> str | None:
 
     Validation in float32 takes them if training has: alone it would rarely last as long as they are compiled.
     """
-    if (
-        not isinstance(rnn, nn.LSTM)
-        or rnn.hidden_size < LEAST_SIZE_TO_COMPILE
-        or x.device.type != "cpu"
-        or x.size(0) == 0
-        or x.size(1) == 0
-        or torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-    ):
+    if not isinstance(rnn, nn.LSTM) or rnn.hidden_size < LEAST_SIZE_TO_COMPILE or x.size(0) == 0 or x.size(1) == 0:
         return None
-    if torch.is_autocast_enabled("cpu"):
-        kind, fits = "bf16", cpu_casts_to_bfloat16() and cpu_multiplies_bfloat16() and not cpu_has_tiles()
-    else:
-        floats = x.dtype == torch.float32 and rnn.get_parameter("weight_hh_l0").dtype == torch.float32
-        kind, fits = "fp32", floats and cpu_has_avx2() and (rnn.training or fused_lstm.is_compiled("fp32"))
-    return kind if fits and fused_lstm.is_available(kind) else None
+    bfloat16 = torch.is_autocast_enabled("cpu")
+    floats = x.dtype == torch.float32 and rnn.get_parameter("weight_hh_l0").dtype == torch.float32
+    kind = kind_on(x.device, bfloat16, floats and (rnn.training or fused_lstm.is_compiled("fp32")))
+    return kind if kind and fused_lstm.is_available(kind) else None
+
+
+def kind_on(device: torch.device, bfloat16: bool, floats: bool) -> str | None:
+    """The kind of loops for products in bfloat16, or of `floats`, if the device is a processor that they are for."""
+    if device.type != "cpu" or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return None
+    if bfloat16:
+        return "bf16" if cpu_casts_to_bfloat16() and cpu_multiplies_bfloat16() and not cpu_has_tiles() else None
+    return "fp32" if floats and cpu_has_avx2() else None
 
 
 def lstm(
@@ -81,6 +80,7 @@ class _FusedLayer(torch.autograd.Function):
         fused_lstm.forward(weights, bias.float(), both, cells, gates, h is None)
         del weights.forward  # the backward pass has no need of it
         ctx.save_for_backward(both, cells, gates)
+        ctx.done = False
         given = (x, h, c, weight_ih, weight_hh, bias)
         ctx.weights, ctx.types, ctx.from_zero = weights, [None if e is None else e.dtype for e in given], h is None
         return both[1:, :, width : width + size].contiguous(), cells[-1].clone()
@@ -88,14 +88,17 @@ class _FusedLayer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_cells: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.done:  # what the first backward pass needed is overwritten
+            raise RuntimeError("gradients of a compiled LSTM layer can be computed once for each forward pass")
+        ctx.done = True
         both, cells, gates = ctx.saved_tensors
         grad_c = grad_cells.float().clone(memory_format=torch.contiguous_format)
         # Nothing learns from the gradient of inputs whose part below is frozen, nor of a state that is given.
         _, of_x, of_h, of_c, *_ = ctx.needs_input_grad
-        raw, through, grad_bias, grad_x = fused_lstm.backward(
+        through, grad_bias, grad_x = fused_lstm.backward(
             ctx.weights, cells, gates, grad.to(gates.dtype), grad_c, of_x, of_h
         )
-        grad_weights = fused_lstm.weight_gradients(ctx.weights, raw, both, ctx.from_zero)
+        grad_weights = fused_lstm.weight_gradients(ctx.weights, gates, both, ctx.from_zero)
         found = (grad_x, through, grad_c if of_c else None, *grad_weights, grad_bias)
         typed = (None if one is None else one.to(dtype) for one, dtype in zip(found, ctx.types, strict=True))
         return None, *typed, None

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ulmfit.nn import openmp
+from ulmfit.nn.intrinsics import prefetch
 from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, PANEL_ROW, ROWS, multiplier, product
 from ulmfit.nn.vectors import compiler
 
@@ -59,7 +60,7 @@ def _dropping() -> tuple[Any, Any]:
 
 
 @cache
-def _beside(kind: str) -> Any:
+def beside(kind: str) -> Any:
     """What is multiplied at once, of two rows of bfloat16 side by side; of float32 a row alone."""
     c = compiler()
     halves, words, u32, copy = c.halves, c.words, c.numba.uint32, c.numbers["fp32"].convert
@@ -77,8 +78,28 @@ def _beside(kind: str) -> Any:
     return pair if kind == "bf16" else alone
 
 
+@cache
+def summing() -> tuple[Any, Any]:
+    """To put `n` sums where they are wanted, or `more` to what is there; to ask before for that part of the memory."""
+    c, ask_for = compiler(), prefetch()
+    floats, f32 = c.floats, c.numba.float32
+
+    @c.function
+    def add(n: Any, sums_at: Any, out_at: Any, more: Any) -> None:
+        sums, out = floats(sums_at, n), floats(out_at, n)
+        for j in range(n):
+            out[j] = (out[j] if more else f32(0)) + sums[j]
+
+    @c.function
+    def ask(out_at: Any, n: Any) -> None:
+        for j in range(0, n, 16):
+            ask_for(out_at + 4 * j)
+
+    return add, ask
+
+
 def _prepare(kind: str) -> int:
-    c, beside, numbers, neighbours = compiler(), _beside(kind), compiler().numbers[kind], NEIGHBOURS[kind]
+    c, pair, numbers, neighbours = compiler(), beside(kind), compiler().numbers[kind], NEIGHBOURS[kind]
     floats, words, of_kind, narrow, convert, size_of = (
         c.floats, c.words, numbers.at, numbers.narrow, numbers.convert, numbers.size,
     )  # fmt: skip
@@ -103,7 +124,7 @@ def _prepare(kind: str) -> int:
     def lay_out(n: Any, one: Any, stride: Any, panel_at: Any, panel_bytes: Any) -> None:
         for start in range(0, n, COLUMNS):
             panel, filled = panel_at + start // COLUMNS * panel_bytes, min(n - start, COLUMNS)
-            beside(filled, one + start * size_of, one + start * size_of + stride, panel)
+            pair(filled, one + start * size_of, one + start * size_of + stride, panel)
             for j in range(filled, COLUMNS):
                 words(panel, COLUMNS)[j] = 0
 
@@ -114,7 +135,7 @@ def _prepare(kind: str) -> int:
         scale, kept, low, high = parts(a[5], a[6])
         stride, packed, back = a[8] * size_of, a[9], a[10]
         groups, of_size = (width + size + neighbours - 1) // neighbours, (size + COLUMNS - 1) // COLUMNS
-        panels, back_bytes = (gates + COLUMNS - 1) // COLUMNS, gates // neighbours * PANEL_ROW
+        panels, back_bytes = (gates + COLUMNS - 1) // COLUMNS, (gates + neighbours - 1) // neighbours * PANEL_ROW
         thread, threads = i64(number()), i64(count())
         tile = a[7] + thread * COLUMNS * stride
         for panel in range(panels * thread // threads, panels * (thread + 1) // threads):
@@ -190,11 +211,9 @@ def _backward(kind: str) -> int:
 
     @c.function
     def cell_back(
-        n: Any, gates: Any, before_at: Any, after_at: Any, grad_at: Any, through_at: Any, grad_cell_at: Any, raw: Any,
-        bias: Any,
+        n: Any, gates: Any, before_at: Any, after_at: Any, grad_at: Any, through_at: Any, grad_cell_at: Any, bias: Any
     ) -> None:  # fmt: skip
         i, f, g, o = parts_of_kind(gates, n)
-        raw_i, raw_f, raw_g, raw_o = parts_of_kind(raw, n)
         to_i, to_f, to_g, to_o = float_parts(bias, n)
         before, after, through = floats(before_at, n), floats(after_at, n), floats(through_at, n)
         grad, grad_cell = of_kind(grad_at, n), floats(grad_cell_at, n)
@@ -207,7 +226,7 @@ def _backward(kind: str) -> int:
             df = dc * before[j] * (of_f * (one - of_f))
             dg = dc * of_i * (one - of_g * of_g)
             do = dh * t * (of_o * (one - of_o))
-            raw_i[j], raw_f[j], raw_g[j], raw_o[j] = narrow(di), narrow(df), narrow(dg), narrow(do)
+            i[j], f[j], g[j], o[j] = narrow(di), narrow(df), narrow(dg), narrow(do)
             to_i[j] += di
             to_f[j] += df
             to_g[j] += dg
@@ -215,13 +234,13 @@ def _backward(kind: str) -> int:
 
     @c.entry
     def backward(given: Any) -> None:
-        a = carray(given, 15)
+        a = carray(given, 14)
         steps, rows, size, width, panels, packed = a[0], a[1], a[2], a[3], a[4], a[5]
-        cells, gates, grad, grad_cell, raw, through = a[6], a[7], a[8], a[9], a[10], a[11]
-        inputs, of_state = a[13], a[14]
+        cells, gates, grad, grad_cell, through = a[6], a[7], a[8], a[9], a[10]
+        inputs, of_state = a[12], a[13]
         of_size, stride = (size + COLUMNS - 1) // COLUMNS, 4 * size * size_of
         thread, threads = i64(number()), i64(count())
-        bias = a[12] + thread * size * 16
+        bias = a[11] + thread * size * 16
         first, stop = rows * thread // threads, rows * (thread + 1) // threads
         for back in range(steps):
             t = steps - 1 - back
@@ -230,12 +249,12 @@ def _backward(kind: str) -> int:
                 cell_back(
                     size, gates + at * stride, cells + at * size * 4, cells + (at + rows) * size * 4,
                     grad + at * size * size_of, through + b * panels * PANEL_ROW, grad_cell + b * size * 4,
-                    raw + at * stride, bias,
+                    bias,
                 )  # fmt: skip
             barrier()
             start, groups = of_size if t == 0 and not of_state else 0, stride // 4
             multiply_all(
-                rows, raw + t * rows * stride, stride, packed, groups, through, groups, start, panels, thread, threads
+                rows, gates + t * rows * stride, stride, packed, groups, through, groups, start, panels, thread, threads
             )
             barrier()
             if panels > of_size:
@@ -247,7 +266,8 @@ def _backward(kind: str) -> int:
 
 
 def _weight_gradients(kind: str) -> int:
-    c, multiply, beside, neighbours = compiler(), multiplier(kind), _beside(kind), NEIGHBOURS[kind]
+    c, multiply, pair, neighbours = compiler(), multiplier(kind), beside(kind), NEIGHBOURS[kind]
+    add, ask = summing()
     floats, halves, words, (parts, is_kept) = c.floats, c.halves, c.words, _dropping()
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
@@ -266,12 +286,6 @@ def _weight_gradients(kind: str) -> int:
             turned[j * stride] = one[j]
 
     turn = turn_pair if kind == "bf16" else turn_row
-
-    @c.function
-    def add(n: Any, sums_at: Any, out_at: Any, more: Any) -> None:
-        sums, out = floats(sums_at, n), floats(out_at, n)
-        for j in range(n):
-            out[j] = (out[j] if more else f32(0)) + sums[j]
 
     @c.function
     def add_kept(
@@ -316,7 +330,7 @@ def _weight_gradients(kind: str) -> int:
                 for panel in range(panels):
                     first = panel * COLUMNS
                     n, at = min(columns - first, COLUMNS), packed + (panel * groups + p) * PANEL_ROW
-                    beside(n, one + first * size_of, other + first * size_of, at)
+                    pair(n, one + first * size_of, other + first * size_of, at)
             barrier()
             for task in range(panels * spans * thread // threads, panels * spans * (thread + 1) // threads):
                 span, panel = task // panels, task % panels
@@ -327,6 +341,9 @@ def _weight_gradients(kind: str) -> int:
                 for tile in range(tiles * span // spans, tiles * (span + 1) // spans):
                     top, bottom = gates * tile // tiles, gates * (tile + 1) // tiles
                     x = turned + top * stride + skip * 4
+                    for n in range(top, bottom):
+                        ask(of_inputs + (n * width + first) * 4, middle - first)
+                        ask(of_state + (n * size + middle - width) * 4, stop - middle)
                     multiply(bottom - top, x, stride, at, groups - skip, sums, PANEL_ROW)
                     for n in range(top, bottom):
                         row = sums + (n - top) * PANEL_ROW

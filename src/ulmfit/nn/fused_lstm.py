@@ -57,7 +57,7 @@ class Weights:
         self.kept, self.seed = max(1, round((1 - rate) * DRAWS)), seed
         self.forward = self.panels(panels_of(self.gates), self.groups)
         of_back = panels_of(self.size) + panels_of(self.width)
-        self.back = self.panels(of_back, self.gates // neighbours) if backward_too else None
+        self.back = self.panels(of_back, -(-self.gates // neighbours)) if backward_too else None
         stride = self.odd_lines(self.columns)
         tiles = torch.empty(torch.get_num_threads(), COLUMNS, stride, dtype=self.dtype)
         openmp.run(
@@ -104,32 +104,33 @@ def forward(
 
 def backward(
     weights: Weights, cells: Tensor, gates: Tensor, grad: Tensor, grad_cell: Tensor, of_inputs: bool, of_state: bool
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Gradients before sigmoid and tanh (T, B, 4 H); of the first state (B, H), bias and inputs (T, B, I).
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Gradients of the first state (B, H), bias and inputs (T, B, I).
 
     Args:
-        cells, gates: as after `forward`.
+        cells: as after `forward`.
+        gates: as after `forward`; afterwards gradients before sigmoid and tanh, which take as much memory.
         grad: (T, B, H) of the outputs.
         grad_cell: (B, H) of the last cells, in float32; afterwards of the first.
         of_inputs, of_state: whether their gradients are wanted; otherwise None.
     """
     assert weights.back is not None
     steps, rows, count = gates.shape
-    raw, grad = torch.empty_like(gates), grad.contiguous()
+    grad = grad.contiguous()
     inputs = torch.empty(steps, rows, weights.width, dtype=weights.dtype) if of_inputs else None
     panels = panels_of(weights.size) + of_inputs * panels_of(weights.width)
     through = torch.zeros(rows, panels * COLUMNS)
     bias = torch.zeros(torch.get_num_threads(), count)
     openmp.run(
         kernels(weights.kind).backward, steps, rows, weights.size, weights.width, panels,
-        weights.back, cells, gates, grad, grad_cell, raw, through, bias, raw if inputs is None else inputs,
+        weights.back, cells, gates, grad, grad_cell, through, bias, 0 if inputs is None else inputs,
         int(of_state), alone=weights.is_little(rows),
     )  # fmt: skip
-    return raw, through[:, : weights.size] if of_state else None, bias.sum(0), inputs
+    return through[:, : weights.size] if of_state else None, bias.sum(0), inputs
 
 
 def weight_gradients(weights: Weights, raw: Tensor, both: Tensor, from_zero: bool = False) -> tuple[Tensor, Tensor]:
-    """Of the two matrices, in float32, from what `backward` returned and `forward` read."""
+    """Of the two matrices, in float32, from what `backward` left in `gates` and `forward` read."""
     steps, texts, _ = raw.shape
     rows, neighbours = steps * texts, NEIGHBOURS[weights.kind]
     parts = max(1, -(-rows // (neighbours * _GROUPS_AT_ONCE)))

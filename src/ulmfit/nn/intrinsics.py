@@ -12,9 +12,9 @@ from typing import Any
 
 CELLS = 16  # float32 in a register
 _MOST = 30.0  # exponents of 2 are kept within +-30: sigmoid and tanh are 1e-9 from their ends there
-_TO_NEAREST = 1.5 * 2**23 + 127  # added to a float32, its last bits are the nearest integer as an exponent
+TO_NEAREST = 1.5 * 2**23 + 127  # added to a float32, its last bits are the nearest integer as an exponent
 # Of x^0, x^1, ...: the polynomial through 2^x at six Chebyshev points of [-1/2, 1/2], within 2e-7 there.
-_POWERS = (1.0000000754548972, 0.6931471880262273, 0.2402210748530968, 0.05550357114222094, 0.009676031918255982,
+POWERS = (1.0000000754548972, 0.6931471880262273, 0.2402210748530968, 0.05550357114222094, 0.009676031918255982,
            0.001339086336353527)  # fmt: skip
 
 
@@ -71,11 +71,11 @@ def cell(kind: str) -> Any:
             """e^(factor x), to 2e-7 of it."""
             exponent = builder.fmul(x, number(factor * math.log2(math.e)))
             exponent = chosen(">", chosen("<", exponent, number(-_MOST)), number(_MOST))
-            shifted = builder.fadd(exponent, number(_TO_NEAREST))
-            rest = builder.fsub(exponent, builder.fsub(shifted, number(_TO_NEAREST)))
+            shifted = builder.fadd(exponent, number(TO_NEAREST))
+            rest = builder.fsub(exponent, builder.fsub(shifted, number(TO_NEAREST)))
             whole = builder.shl(builder.bitcast(shifted, integers), whole_number(23))
-            total = number(_POWERS[-1])
-            for coefficient in reversed(_POWERS[:-1]):
+            total = number(POWERS[-1])
+            for coefficient in reversed(POWERS[:-1]):
                 total = fma(total, rest, number(coefficient))
             return builder.fmul(total, builder.bitcast(whole, floats))
 
@@ -188,3 +188,26 @@ def integer() -> Any:
         return numba.int64(numba.int64), generate
 
     return loaded
+
+
+@cache
+def prefetch() -> Any:
+    """For compiled loops: (address) -> nothing; the line of the cache there is fetched, to be written soon."""
+    numba, ir = import_module("numba"), import_module("llvmlite.ir")
+    intrinsic = import_module("numba.extending").intrinsic
+    i32, place = ir.IntType(32), ir.IntType(8).as_pointer()
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        name = "llvm.prefetch.p0"
+        function = builder.module.globals.get(name)
+        if function is None:
+            function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [place, i32, i32, i32]), name)
+        for_writing, keep_it, data = ir.Constant(i32, 1), ir.Constant(i32, 3), ir.Constant(i32, 1)
+        builder.call(function, [builder.inttoptr(given[0], place), for_writing, keep_it, data])
+        return context.get_dummy_value()
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def fetch(context: Any, address: Any) -> Any:
+        return numba.void(numba.int64), generate
+
+    return fetch

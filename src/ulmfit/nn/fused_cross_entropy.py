@@ -1,0 +1,94 @@
+"""Softmax cross-entropy and its gradients as a compiled loop, in chunks whose logits are all that exists of them.
+
+Products are tiles in registers, as in `fused_lstm`; logits, softmax and all sums are in float32. What is multiplied is
+of the kind "fp32" or "bf16". N positions, E features, V pieces.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ulmfit.nn import openmp
+from ulmfit.nn.fused_lstm import Weights
+from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, ROWS, panels_of
+from ulmfit.nn.softmax_loops import LANES, entry
+from ulmfit.nn.vectors import compiles
+
+CHUNK = 576  # rows whose logits exist at a time
+
+
+@cache
+def is_available(kind: str) -> bool:
+    """Whether Numba is there and compiles the loop on this machine."""
+    return compiles(lambda: entry(kind))
+
+
+class Found(NamedTuple):
+    """The loss, a sum over all rows in float64, and those of its gradients that were asked for.
+
+    Attributes:
+        total: ().
+        grad_hidden: (N, E) in the type of the hidden states.
+        grad_weight: (V, E) in float32, a view of numbers that lie across.
+        grad_bias: (V,) in float32.
+    """
+
+    total: Tensor
+    grad_hidden: Tensor | None
+    grad_weight: Tensor | None
+    grad_bias: Tensor | None
+
+
+def cross_entropy(
+    kind: str, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, of_hidden: bool, of_weight: bool,
+    of_bias: bool, chunk: int = CHUNK,
+) -> Found:  # fmt: skip
+    """The sum of -log softmax(hidden @ weight.T + bias)[targets], and its gradients.
+
+    Args:
+        kind: "fp32" or "bf16".
+        hidden: (N, E). weight: (V, E) in float32. bias: (V,). targets: (N,) int64.
+        of_hidden, of_weight, of_bias: which gradients are wanted.
+        chunk: rows whose logits exist at a time.
+    """
+    (n, size), vocab, neighbours = hidden.shape, weight.size(0), NEIGHBOURS[kind]
+    panels, threads = panels_of(vocab), torch.get_num_threads()
+    weights = Weights(kind, weight, weight.new_empty(vocab, 0), 0.0, 0, of_hidden)
+    x = torch.empty(n, weights.columns, dtype=weights.dtype)
+    x[:, :size], x[:, size:] = hidden, 0
+    turned = torch.empty(size, weights.odd_lines(n + 1), dtype=weights.dtype)
+    turned[:, :n], turned[:, n] = x[:, :size].t(), 0  # a zero for a pair that is not whole
+    chunk = min(n, chunk + chunk % neighbours)
+    logits = torch.empty(chunk, panels * COLUMNS)
+    grads = logits if kind == "fp32" else torch.empty(chunk, panels * COLUMNS, dtype=weights.dtype)
+    grads[:, vocab:] = 0
+    packed = weights.panels(panels, -(-chunk // neighbours)) if of_weight else logits
+    found = torch.empty(n, 2)
+    of_states = torch.empty(chunk, panels_of(size) * COLUMNS)
+    of_weights = torch.empty(size, panels * COLUMNS) if of_weight else None
+    of_biases = torch.zeros(threads, vocab)
+    scratch = torch.empty(threads, max(LANES, ROWS * COLUMNS))
+    bias, targets = bias.float().contiguous(), targets.int()
+    grad_hidden = torch.empty_like(hidden) if of_hidden else None
+    for start in range(0, n, chunk):
+        rows = min(chunk, n - start)
+        openmp.run(
+            entry(kind), rows, vocab, size, x[start:], x.stride(0) * x.itemsize,
+            turned[:, start:], turned.stride(0) * turned.itemsize, weights.forward, weights.groups,
+            logits if weights.back is None else weights.back, bias, targets[start:], logits, grads, packed,
+            found[start:], of_states if of_hidden else 0, 0 if of_weights is None else of_weights,
+            of_biases, int(start > 0), scratch, int(of_hidden or of_weight or of_bias),
+            scratch.stride(0) * scratch.itemsize, alone=weights.is_little(rows),
+        )  # fmt: skip
+        if grad_hidden is not None:
+            grad_hidden[start : start + rows] = of_states[:rows, :size]
+    return Found(
+        (found[:, 0].log().double() + found[:, 1]).sum(),
+        grad_hidden,
+        None if of_weights is None else of_weights[:, :vocab].t(),
+        of_biases.sum(0) if of_bias else None,
+    )

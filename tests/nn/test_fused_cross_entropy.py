@@ -1,0 +1,165 @@
+"""Cross-entropy as a compiled loop, against double precision on the numbers as it rounds them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ulmfit.config import DropoutConfig
+from ulmfit.nn import fused_cross_entropy, fused_layer, fused_lstm
+from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
+from ulmfit.nn.fused_cross_entropy import Found, cross_entropy
+from ulmfit.nn.models import LanguageModel
+from ulmfit.nn.processor import cpu_has_avx2, cpu_has_tiles, cpu_multiplies_bfloat16
+
+pytest.importorskip("numba")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="loops are compiled on Linux alone")
+
+
+@pytest.fixture(scope="module", params=["bf16", "fp32"])
+def kind(request: pytest.FixtureRequest) -> str:
+    if not (cpu_multiplies_bfloat16() if request.param == "bf16" else cpu_has_avx2()):
+        pytest.skip("this processor has no such products")
+    assert fused_cross_entropy.is_available(request.param)
+    return str(request.param)
+
+
+def problem(kind: str, n: int, size: int, vocab: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden, weight = (torch.randn(rows, size, generator=generator) for rows in (n, vocab))
+    hidden, weight = (each.to(fused_lstm.DTYPES[kind]).float() for each in (hidden, 2 * size**-0.5 * weight))
+    return hidden, weight, torch.randn(vocab, generator=generator), torch.randint(0, vocab, (n,), generator=generator)
+
+
+def right(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Found:
+    inputs = [each.double().requires_grad_() for each in (hidden, weight, bias)]
+    total = F.cross_entropy(F.linear(*inputs), targets, reduction="sum")
+    return Found(total.detach(), *torch.autograd.grad(total, inputs))
+
+
+def assert_close(found: Found, exact: Found, kind: str) -> None:
+    """The loss comes from sums in float32; only what is multiplied for the gradients is rounded once more."""
+    assert found.total.dtype == torch.float64
+    assert found.total.item() == pytest.approx(exact.total.item(), rel=2e-6, abs=1e-5)
+    for name, one, other in zip(("hidden", "weight", "bias"), found[1:], exact[1:], strict=True):
+        assert one is not None and other is not None and one.shape == other.shape
+        bound = 0.01 if kind == "bf16" and name != "bias" else 1e-5
+        error = (one.double() - other).norm() / other.norm().clamp(min=0.1)
+        assert error < bound, f"{name}: {error:.1e}"
+
+
+@settings(deadline=None)
+@given(
+    n=st.integers(1, 40), size=st.integers(1, 140), vocab=st.integers(2, 700), chunk=st.integers(1, 50),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_value_and_gradients(kind: str, n: int, size: int, vocab: int, chunk: int, seed: int) -> None:
+    inputs = problem(kind, n, size, vocab, seed)
+    assert_close(cross_entropy(kind, *inputs, True, True, True, chunk), right(*inputs), kind)
+
+
+def test_at_a_usual_size(kind: str) -> None:
+    inputs = problem(kind, 1200, 100, 3001, 0)
+    assert_close(cross_entropy(kind, *inputs, True, True, True), right(*inputs), kind)
+
+
+def test_only_what_is_asked_for(kind: str) -> None:
+    inputs = problem(kind, 50, 30, 200, 1)
+    whole = cross_entropy(kind, *inputs, True, True, True, 16)
+    for wanted in ((False, False, False), (True, False, False), (False, True, False), (False, False, True)):
+        found = cross_entropy(kind, *inputs, *wanted, 16)
+        assert torch.equal(found.total, whole.total)
+        for asked, one, other in zip(wanted, found[1:], whole[1:], strict=True):
+            assert (one is not None) == asked
+            assert one is None or other is None or torch.equal(one, other)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_changes_nothing_but_the_order_of_the_biass_sum(kind: str, threads: None) -> None:
+    inputs, found = problem(kind, 70, 130, 900, 2), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(cross_entropy(kind, *inputs, True, True, True, 33))
+    for other in found[1:]:
+        for one, two in zip(found[0][:-1], other[:-1], strict=True):
+            assert one is not None and two is not None and torch.equal(one, two)
+        torch.testing.assert_close(found[0].grad_bias, other.grad_bias, rtol=1e-5, atol=1e-5)
+
+
+def test_reduced_hidden_states(kind: str) -> None:
+    """Their gradient is of their type."""
+    hidden, *others = problem("bf16", 20, 30, 200, 3)
+    found, whole = (cross_entropy(kind, h, *others, True, False, False) for h in (hidden.bfloat16(), hidden))
+    assert found.grad_hidden is not None and whole.grad_hidden is not None
+    assert found.grad_hidden.dtype == torch.bfloat16 and torch.equal(found.total, whole.total)
+    assert torch.equal(found.grad_hidden, whole.grad_hidden.bfloat16())
+
+
+def test_extremes(kind: str) -> None:
+    """Large logits do not overflow, what cannot be is 0, and what is not a number is not hidden."""
+    hidden, weight, bias, targets = problem(kind, 6, 4, 600, 4)
+    bias[7], targets[0] = 1e30, 7
+    found = cross_entropy(kind, hidden, weight, bias, targets, True, True, True)
+    assert found.total.item() == pytest.approx(5e30, rel=1e-6)
+    assert found.grad_bias is not None and found.grad_bias[7].item() == 5.0
+    bias[7] = float("-inf")
+    found = cross_entropy(kind, hidden[1:], weight, bias, targets[1:], True, True, True)
+    assert found.total.isfinite() and found.grad_bias is not None and found.grad_bias[7].abs() < 1e-30
+    hidden[1, 2] = float("nan")
+    found = cross_entropy(kind, hidden, weight, bias, targets, True, True, True)
+    assert found.total.isnan() and found.grad_hidden is not None
+    assert found.grad_hidden[1].isnan().all() and found.grad_hidden[2:].isfinite().all()
+
+
+def test_language_models_use_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "bf16" and cpu_has_tiles():
+        pytest.skip("tiles are faster")
+    used: list[str] = []
+
+    def spied(kind: str, *given: object) -> Found:
+        used.append(kind)
+        return cross_entropy(kind, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fused_cross_entropy, "cross_entropy", spied)
+    torch.manual_seed(0)
+    model = LanguageModel(AWDLSTM(Architecture(9000, 128, 128, 1), DropoutConfig(multiplier=0.0)))
+    tokens = torch.randint(0, 9000, (3, 9))
+    for enough, precise in ((True, [kind]), (False, [])):
+        monkeypatch.setattr(fused_layer, "cpu_has_avx2", lambda enough=enough: enough)
+        monkeypatch.setattr(fused_layer, "cpu_multiplies_bfloat16", lambda enough=enough: enough)
+        used.clear()
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16"):
+            model.loss(tokens[:, :-1], tokens[:, 1:]).cross_entropy.backward()
+        assert used == precise
+
+
+def test_with_avx2_alone() -> None:
+    """On a processor with longer registers, too, the tiles of shorter ones are right."""
+    if not cpu_has_avx2():
+        pytest.skip("no AVX2 on this processor")
+    code = """
+import sys, pytest, torch
+torch.cpu._is_avx512_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
+torch.cpu._is_amx_tile_supported = lambda: False
+from ulmfit.nn import register_tiles
+assert register_tiles.COLUMNS == 16
+chosen = "fp32 and (value or usual or asked or threads or extremes)"
+sys.exit(pytest.main([sys.argv[1], "-q", "-p", "no:cacheprovider", "-n", "0", "-k", chosen]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, __file__], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout
