@@ -139,7 +139,7 @@ CASES = [
         {"bytes": 3_000_000, "batch_size": 64, "bptt": 70},
         {"batch_size": 8, "bptt": 20},
     ),
-    _lm_step("full", FULL, 3, 1.2, 0.9),
+    _lm_step("full", FULL, 6, 1.2, 0.9),
     _lm_step("small", SMALL, 8, 1.5, None),
     _epoch("trec", "TREC-6 (5,452 + 500 short texts)", 64, 3),
     _epoch("imdb", "1,000 + 100 IMDb reviews (long)", 32, 2, repeats=2),
