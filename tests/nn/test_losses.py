@@ -115,6 +115,14 @@ def test_large_logits_do_not_overflow() -> None:
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(loss, inputs[:3]))
 
 
+@pytest.mark.parametrize("target", [-1, 23])
+def test_a_target_that_is_no_piece(target: int) -> None:
+    hidden, weight, bias, targets = problem(20, 5, 23)
+    targets[17] = target
+    with pytest.raises((IndexError, RuntimeError), match=r"out of bounds|is no piece"):
+        chunked_cross_entropy(hidden, weight, bias, targets, chunk=8)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype: torch.dtype) -> None:
     """Products in the autocast type, softmax and sums in float32, as close to float32 as torch's own autocast."""

@@ -54,7 +54,13 @@ def cross_entropy(
         hidden: (N, E). weight: (V, E) in float32. bias: (V,). targets: (N,) int64.
         of_hidden, of_weight, of_bias: which gradients are wanted.
         chunk: rows whose logits exist at a time.
+
+    Raises:
+        IndexError: for a target that is no piece; loops would write beside the row.
     """
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
+        wrong = next(t for t in targets.tolist() if not 0 <= t < len(weight))
+        raise IndexError(f"the target {wrong} is no piece, expected 0 to {len(weight) - 1}")
     (n, size), vocab, neighbours = hidden.shape, weight.size(0), NEIGHBOURS[kind]
     panels, threads = panels_of(vocab), torch.get_num_threads()
     weights = Weights(kind, weight, weight.new_empty(vocab, 0), 0.0, 0, of_hidden)

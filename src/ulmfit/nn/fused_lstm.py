@@ -43,6 +43,8 @@ def is_compiled(kind: str) -> bool:
 class Weights:
     """Matrices (4 H, I) and (4 H, H) as the loops read them; of the second, `rate` dropped (DropConnect).
 
+    A decoder's (V, E) is laid out alike, beside one of (V, 0).
+
     Which are dropped follows from `seed` (64 bits) alone, so that the backward pass needs no mask.
     """
 
