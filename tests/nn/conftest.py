@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ulmfit.nn.processor import cpu_has_avx2
+
+_WITH_AVX2_ALONE = """
+import sys, pytest, torch
+torch.cpu._is_avx512_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
+torch.cpu._is_amx_tile_supported = lambda: False
+from ulmfit.nn import register_tiles
+assert register_tiles.COLUMNS == 16
+sys.exit(pytest.main([sys.argv[1], "-q", "-p", "no:cacheprovider", "-n", "0", "-k", sys.argv[2]]))
+"""
 
 
 class LargestTensor(TorchDispatchMode):
@@ -28,3 +43,26 @@ class LargestTensor(TorchDispatchMode):
 def largest_tensor() -> type[LargestTensor]:
     """The class, to open as many contexts as a test needs."""
     return LargestTensor
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Afterwards torch has as many threads as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def passes_with_avx2_alone() -> Callable[[str, str], None]:
+    """Asserts that the chosen tests of a file pass where registers are those of AVX2, in a process of its own."""
+    if not cpu_has_avx2():
+        pytest.skip("no AVX2 on this processor")
+
+    def run(file: str, chosen: str) -> None:
+        command = [sys.executable, "-c", _WITH_AVX2_ALONE, file, chosen]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+        assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout
+
+    return run

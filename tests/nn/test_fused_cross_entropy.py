@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -81,13 +80,6 @@ def test_only_what_is_asked_for(kind: str) -> None:
             assert one is None or other is None or torch.equal(one, other)
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_the_number_of_threads_changes_nothing_but_the_order_of_the_biass_sum(kind: str, threads: None) -> None:
     inputs, found = problem(kind, 70, 130, 900, 2), []
     for count in (1, 2, 3):
@@ -146,19 +138,6 @@ def test_language_models_use_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert used == precise
 
 
-def test_with_avx2_alone() -> None:
+def test_with_avx2_alone(passes_with_avx2_alone: Callable[[str, str], None]) -> None:
     """On a processor with longer registers, too, the tiles of shorter ones are right."""
-    if not cpu_has_avx2():
-        pytest.skip("no AVX2 on this processor")
-    code = """
-import sys, pytest, torch
-torch.cpu._is_avx512_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
-torch.cpu._is_amx_tile_supported = lambda: False
-from ulmfit.nn import register_tiles
-assert register_tiles.COLUMNS == 16
-chosen = "fp32 and (value or usual or asked or threads or extremes)"
-sys.exit(pytest.main([sys.argv[1], "-q", "-p", "no:cacheprovider", "-n", "0", "-k", chosen]))
-"""
-    done = subprocess.run([sys.executable, "-c", code, __file__], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout
+    passes_with_avx2_alone(__file__, "fp32 and (value or usual or asked or threads or extremes)")

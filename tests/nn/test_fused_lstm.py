@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -200,13 +200,6 @@ def test_draws_of_neighbours_and_of_neighbouring_seeds_have_nothing_to_do_with_e
         assert mask.mean(0).abs().max() < 0.3 and mask.mean(1).abs().max() < 0.3
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_the_number_of_threads_changes_nothing_but_the_order_of_the_biass_sum(kind: str, threads: None) -> None:
     found = []
     for count in (1, 2, 3):
@@ -281,19 +274,6 @@ def test_importing_the_layer_does_not_import_numba() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_with_avx2_alone() -> None:
+def test_with_avx2_alone(passes_with_avx2_alone: Callable[[str, str], None]) -> None:
     """On a processor with longer registers, too, the tiles of shorter ones are right."""
-    if not cpu_has_avx2():
-        pytest.skip("no AVX2 on this processor")
-    code = """
-import sys, pytest, torch
-torch.cpu._is_avx512_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
-torch.cpu._is_amx_tile_supported = lambda: False
-from ulmfit.nn import register_tiles
-assert register_tiles.COLUMNS == 16
-chosen = "fp32 and (forward or gradients or dropped or threads)"
-sys.exit(pytest.main([sys.argv[1], "-q", "-p", "no:cacheprovider", "-n", "0", "-k", chosen]))
-"""
-    done = subprocess.run([sys.executable, "-c", code, __file__], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout
+    passes_with_avx2_alone(__file__, "fp32 and (forward or gradients or dropped or threads)")

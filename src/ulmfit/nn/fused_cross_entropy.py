@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ulmfit.nn import openmp
 from ulmfit.nn.fused_lstm import Weights
-from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, ROWS, panels_of
-from ulmfit.nn.softmax_loops import LANES, entry
+from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, panels_of
+from ulmfit.nn.softmax_loops import SCRATCH, entry
 from ulmfit.nn.vectors import compiles
 
 CHUNK = 576  # rows whose logits exist at a time
@@ -77,7 +77,7 @@ def cross_entropy(
     of_states = torch.empty(chunk, panels_of(size) * COLUMNS)
     of_weights = torch.empty(size, panels * COLUMNS) if of_weight else None
     of_biases = torch.zeros(threads, vocab)
-    scratch = torch.empty(threads, max(LANES, ROWS * COLUMNS))
+    scratch = torch.empty(threads, SCRATCH)
     bias, targets = bias.float().contiguous(), targets.int()
     grad_hidden = torch.empty_like(hidden) if of_hidden else None
     for start in range(0, n, chunk):
@@ -88,7 +88,7 @@ def cross_entropy(
             logits if weights.back is None else weights.back, bias, targets[start:], logits, grads, packed,
             found[start:], of_states if of_hidden else 0, 0 if of_weights is None else of_weights,
             of_biases, int(start > 0), scratch, int(of_hidden or of_weight or of_bias),
-            scratch.stride(0) * scratch.itemsize, alone=weights.is_little(rows),
+            alone=weights.is_little(rows),
         )  # fmt: skip
         if grad_hidden is not None:
             grad_hidden[start : start + rows] = of_states[:rows, :size]

@@ -194,19 +194,16 @@ def integer() -> Any:
 def prefetch() -> Any:
     """For compiled loops: (address) -> nothing; the line of the cache there is fetched, to be written soon."""
     numba, ir = import_module("numba"), import_module("llvmlite.ir")
-    intrinsic = import_module("numba.extending").intrinsic
     i32, place = ir.IntType(32), ir.IntType(8).as_pointer()
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        name = "llvm.prefetch.p0"
-        function = builder.module.globals.get(name)
-        if function is None:
-            function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [place, i32, i32, i32]), name)
+        kind = ir.FunctionType(ir.VoidType(), [place, i32, i32, i32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [place], kind)
         for_writing, keep_it, data = ir.Constant(i32, 1), ir.Constant(i32, 3), ir.Constant(i32, 1)
         builder.call(function, [builder.inttoptr(given[0], place), for_writing, keep_it, data])
         return context.get_dummy_value()
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @import_module("numba.extending").intrinsic  # type: ignore[untyped-decorator]
     def fetch(context: Any, address: Any) -> Any:
         return numba.void(numba.int64), generate
 

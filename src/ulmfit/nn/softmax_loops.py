@@ -14,7 +14,8 @@ from ulmfit.nn.vectors import compiler
 
 _SMALLEST = -87.0  # e^x is a normal number from there on
 _GROUPS_AT_ONCE = 384  # of the terms of the states' gradient: all panels of so many stay in a core's cache
-LANES = 512  # maxima and sums of a row, each of every 512th number: LLVM does not change the order of a sum
+_LANES = 512  # maxima and sums of a row, each of every 512th number: LLVM does not change the order of a sum
+SCRATCH = max(_LANES, ROWS * COLUMNS)  # numbers that a thread works with
 
 
 @cache
@@ -61,7 +62,7 @@ def entry(kind: str) -> int:
     @c.function
     def fold(lanes_at: Any, most: Any) -> Any:
         """The largest of all lanes, or their sum."""
-        half = LANES // 2
+        half = _LANES // 2
         while half > 0:
             one, other = floats(lanes_at, half), floats(lanes_at + half * 4, half)
             for j in range(half):
@@ -72,15 +73,15 @@ def entry(kind: str) -> int:
     @c.function
     def softmax(n: Any, row_at: Any, bias_at: Any, lanes_at: Any, target: Any, found_at: Any) -> Any:
         """e^(logit - largest) in place of the products -> 1 / their sum; that sum, and largest - target's logit."""
-        row, lanes, found = floats(row_at, n), floats(lanes_at, LANES), floats(found_at, 2)
+        row, lanes, found = floats(row_at, n), floats(lanes_at, _LANES), floats(found_at, 2)
         lanes[:] = row[0] + floats(bias_at, n)[0]
-        for start in range(0, n, LANES):
-            find_largest(min(n - start, LANES), row_at + start * 4, bias_at + start * 4, lanes_at)
+        for start in range(0, n, _LANES):
+            find_largest(min(n - start, _LANES), row_at + start * 4, bias_at + start * 4, lanes_at)
         most = fold(lanes_at, True)
         found[1] = most - row[target]
         lanes[:] = 0
-        for start in range(0, n, LANES):
-            find_sum(min(n - start, LANES), row_at + start * 4, most, lanes_at)
+        for start in range(0, n, _LANES):
+            find_sum(min(n - start, _LANES), row_at + start * 4, most, lanes_at)
         found[0] = fold(lanes_at, False)
         return one / found[0]
 
@@ -109,15 +110,14 @@ def entry(kind: str) -> int:
 
     @c.entry
     def cross_entropy(given: Any) -> None:
-        a = carray(given, 23)
+        a = carray(given, 22)
         rows, vocab, size, x, x_stride, turned, turned_stride = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
         forward, groups, back, bias, logits, grads, packed = a[7], a[8], a[9], a[10], a[12], a[13], a[14]
-        found, of_hidden, of_weight, more, scratch = a[15], a[16], a[17], a[19], a[20]
-        learns, scratch_size = a[21], a[22]
+        found, of_hidden, of_weight, more, scratch, learns = a[15], a[16], a[17], a[19], a[20], a[21]
         panels, of_size = (vocab + COLUMNS - 1) // COLUMNS, (size + COLUMNS - 1) // COLUMNS
         stride, pairs = panels * COLUMNS * size_of, (rows + neighbours - 1) // neighbours
         thread, threads = i64(number()), i64(count())
-        sums, of_bias, targets = scratch + thread * scratch_size, a[18] + thread * vocab * 4, integers(a[11], rows)
+        sums, of_bias, targets = scratch + thread * SCRATCH * 4, a[18] + thread * vocab * 4, integers(a[11], rows)
 
         multiply_all(rows, x, x_stride, forward, groups, logits, groups, 0, panels, thread, threads)
         barrier()
