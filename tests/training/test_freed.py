@@ -76,13 +76,18 @@ def after_batches(monkeypatch: pytest.MonkeyPatch, resident: list[int], seconds:
 
 
 def test_memory_is_given_back_when_it_has_grown(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
-    # Before and after the first time; hardly more the second; much more the third, and after it; hardly more again.
-    after_batches(monkeypatch, [100, 50, 51, 99, 50, 51], seconds=10)
+    # Compared with the first step's, then with that of the step after the first time.
+    after_batches(monkeypatch, [100, 121, 50, 61], seconds=10)
     assert len(calls) == 2
 
 
+def test_steps_of_one_size_keep_what_they_freed(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
+    after_batches(monkeypatch, [100, 119, 101, 119], seconds=10)
+    assert calls == []
+
+
 def test_it_is_not_given_back_often(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
-    after_batches(monkeypatch, [100, 50], seconds=3)
+    after_batches(monkeypatch, [100, 200], seconds=3)
     assert len(calls) == 1
 
 

@@ -103,10 +103,8 @@ def fit_language_model(
 def _seeded(seed: int, *given: Any) -> FitResult:
     """`fit`, with its random numbers from `seed`; what it has freed goes back, for the next one would add to it."""
     seed_everything(seed)
-    try:
+    with memory.kept():
         return fit(*given)
-    finally:
-        memory.give_back()
 
 
 def classifier_parts(

@@ -22,7 +22,7 @@ class FreedMemory(Callback):
 
     def __init__(self) -> None:
         self._looked = 0.0
-        self._least = 0  # bytes in use after the last time
+        self._least = 0  # bytes in use after the first step since the last time, what that one freed included
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._looked, self._least = time.monotonic(), 0
@@ -30,10 +30,15 @@ class FreedMemory(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if pl_module.device.type != "cpu":
+            return
+        if not self._least:
+            self._least = memory.resident()
+            return
         now = time.monotonic()
-        if now - self._looked < _SECONDS or pl_module.device.type != "cpu":
+        if now - self._looked < _SECONDS:
             return
         self._looked = now
         if memory.resident() >= _GROWTH * self._least:
             memory.give_back()
-            self._least = memory.resident()
+            self._least = 0
