@@ -40,14 +40,18 @@ def kept() -> Iterator[None]:
     large tensors. Nothing changes where the C library is not glibc or the user has set how it keeps memory.
     """
     option = None if _is_set_by_user() else _of_glibc("mallopt")
-    for name, value in _KEPT.items() if option is not None else ():
-        option(name, value)
+    _set(option, _KEPT)
     try:
         yield
     finally:
-        for name, value in _USUAL.items() if option is not None else ():
-            option(name, value)
+        _set(option, _USUAL)
         give_back()
+
+
+def _set(option: Any, values: dict[int, int]) -> None:
+    if option is not None:
+        for name, value in values.items():
+            option(name, value)
 
 
 def _is_set_by_user() -> bool:

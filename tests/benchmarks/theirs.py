@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import material
-from ours import bundle_of, stop_clock, timed_process
+from ours import bundle_of, steps_clock, stop_clock, timed_process, timed_tokens
 
 Settings = dict[str, Any]
 Measure = Callable[[], dict[str, Any]]
@@ -176,13 +176,14 @@ def lm_step(folder: Path, settings: Settings) -> Measure:
         _make_batches(learner, datasets, settings)
     if settings.get("mixed"):
         learner.to_fp16()
+    started = steps_clock(learner.model[0], settings)
 
     def measure() -> dict[str, Any]:
-        started = time.perf_counter()
+        before = time.perf_counter()
         with learner.no_bar(), learner.no_logging():
             learner.fit_one_cycle(1, 1e-3)
-        clock = stop_clock(started, settings)
-        return {**clock, "work": rows * bptt * steps, "loss": round(float(learner.recorder.losses[-1]), 3)}
+        clock = stop_clock(started(before), settings)
+        return {**clock, "work": timed_tokens(settings), "loss": round(float(learner.recorder.losses[-1]), 3)}
 
     measure()
     return measure
