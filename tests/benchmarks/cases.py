@@ -68,8 +68,8 @@ def _lm_step(name: str, shape: str, steps: int, goal: float, least_share: float 
         f"LM training, {shape}",
         "lm_step",
         f"{steps} steps of 64 x 70 tokens by the learners' fit_one_cycle, after {_UNTIMED} that are not timed, all "
-        "layers, the same weights and tokens; fp32, and our default precision against fp32, the only one that fastai has "
-        "on CPU",
+        "layers, the same weights and tokens; fp32, and our default precision against fp32, the only one that "
+        "fastai has on CPU",
         "tokens/s",
         (
             Way("fp32", FP32, goal, share="square fp32", least_share=least_share),
