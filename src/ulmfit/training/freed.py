@@ -14,7 +14,7 @@ _GROWTH = 1.2  # by less than that it is not worth it
 
 
 class FreedMemory(Callback):
-    """Gives back what glibc keeps, between two steps, when the process has grown since the last time.
+    """Gives back what glibc keeps, between two steps, when the process has grown since the step after the last time.
 
     Batches of documents have many shapes (25 in TREC-6). Tensors do not fit into each other's places, and what oneDNN
     keeps for each shape lies between them: after two epochs three quarters of what glibc held were free.
