@@ -22,17 +22,17 @@ class FreedMemory(Callback):
 
     def __init__(self) -> None:
         self._looked = 0.0
-        self._least = 0  # bytes in use after the first step since the last time, what that one freed included
+        self._least: int | None = None  # bytes in use after the first step since the last time, freed ones included
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._looked, self._least = time.monotonic(), 0
+        self._looked, self._least = time.monotonic(), None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if pl_module.device.type != "cpu":
             return
-        if not self._least:
+        if self._least is None:
             self._least = memory.resident()
             return
         now = time.monotonic()
@@ -41,4 +41,4 @@ class FreedMemory(Callback):
         self._looked = now
         if memory.resident() >= _GROWTH * self._least:
             memory.give_back()
-            self._least = 0
+            self._least = None
