@@ -44,13 +44,18 @@ class Layer:
             kind, self.rnn.weight_ih_l0.data, self.rnn.weight_hh_l0.data, rate, 7 * seed + 1
         )
         self.both = torch.full((steps + 1, rows, self.weights.columns), 7.0, dtype=dtype)
-        self.both[:steps, :, :width], self.both[0, :, width : width + size] = self.x, self.h
-        self.both[:, :, width + size :] = 0
-        self.cells = torch.full((steps + 1, rows, size), 7.0)
-        self.cells[0] = self.c
-        self.gates = torch.empty(steps, rows, 4 * size, dtype=dtype)
+        at = self.weights.state_at
+        self.both[:steps, :, :width], self.both[0, :, at : at + size] = self.x, self.h
+        self.both[:, :, width:at], self.both[:, :, at + size :] = 0, 0
+        self.cells = torch.full((steps + 1, rows, self.weights.padded), 7.0)
+        self.cells[0] = self.behind(self.c)
+        self.gates = torch.empty(steps, rows, 4 * self.weights.padded, dtype=dtype)
         fused_lstm.forward(self.weights, self.bias, self.both, self.cells, self.gates, from_zero)
-        self.outputs = self.both[1:, :, width : width + size]
+        self.outputs = self.both[1:, :, at : at + size]
+
+    def behind(self, cells: Tensor) -> Tensor:
+        """Zeros behind (..., H), up to a whole block."""
+        return nn.functional.pad(cells, (0, self.weights.padded - cells.size(-1)))
 
     def right(self, weight_hh: Tensor | None = None) -> tuple[nn.LSTM, tuple[Tensor, Tensor, Tensor]]:
         """The layer in double precision with weights rounded as ours are, and its inputs, all to differentiate."""
@@ -82,7 +87,7 @@ def test_forward(kind: str, rows: int, steps: int, width: int, size: int, seed: 
     outputs, (_, last) = twin(x, (h, c))
     near = {"rtol": 0.02, "atol": 0.01} if kind == "bf16" else {"rtol": 1e-5, "atol": 1e-5}  # states are rounded
     torch.testing.assert_close(layer.outputs.double(), outputs.detach(), **near)
-    torch.testing.assert_close(layer.cells[-1].double(), last[0].detach(), **near)
+    torch.testing.assert_close(layer.cells[-1, :, :size].double(), last[0].detach(), **near)
     assert torch.equal(layer.both[:-1, :, :width], layer.x) and (layer.both[-1, :, :width] == 7).all()
 
 
@@ -91,12 +96,12 @@ def test_one_step_is_exact_to_the_rounding_of_its_results(kind: str) -> None:
     layer, rtol = Layer(kind, 23, 1, 130, 70, 3), 1.01 * 2**-8 if kind == "bf16" else 3e-6
     twin, (x, h, c) = layer.right()
     outputs, (_, last) = twin(x, (h, c))
-    torch.testing.assert_close(layer.cells[1].double(), last[0].detach(), rtol=3e-6, atol=3e-6)
+    torch.testing.assert_close(layer.cells[1, :, :70].double(), last[0].detach(), rtol=3e-6, atol=3e-6)
     torch.testing.assert_close(layer.outputs.double(), outputs.detach(), rtol=rtol, atol=3e-6)
     sums = x[0] @ twin.weight_ih_l0.t() + h[0] @ twin.weight_hh_l0.t() + layer.bias.double()
     i, f, g, o = sums.detach().chunk(4, 1)
     gates = torch.cat([i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()], 1)
-    torch.testing.assert_close(layer.gates[0].double(), gates, rtol=rtol, atol=3e-6)
+    torch.testing.assert_close(layer.weights.from_blocks(layer.gates[0]).double(), gates, rtol=rtol, atol=3e-6)
 
 
 @settings(deadline=None)
@@ -104,7 +109,7 @@ def test_one_step_is_exact_to_the_rounding_of_its_results(kind: str) -> None:
 def test_gradients(kind: str, rows: int, steps: int, width: int, size: int, seed: int, from_zero: bool) -> None:
     layer = Layer(kind, rows, steps, width, size, seed, from_zero=from_zero)
     grad, grad_cell = torch.randn(steps, rows, size).to(layer.gates.dtype), torch.randn(rows, size)
-    of_cell = grad_cell.clone()
+    of_cell = layer.behind(grad_cell)
     gates = layer.gates.clone()
     of_state, of_bias, of_x = fused_lstm.backward(layer.weights, layer.cells, gates, grad, of_cell, True, True)
     of_ih, of_hh = fused_lstm.weight_gradients(layer.weights, gates, layer.both, from_zero)
@@ -115,12 +120,12 @@ def test_gradients(kind: str, rows: int, steps: int, width: int, size: int, seed
     assert of_x is not None and of_state is not None
     bound = 0.02 if kind == "bf16" else 1e-5
     for name, found, exact in zip(
-        ("x", "h", "c", "weight_ih", "weight_hh", "bias"), (of_x, of_state, of_cell, of_ih, of_hh, of_bias), right,
+        ("x", "h", "c", "weight_ih", "weight_hh", "bias"), (of_x, of_state, of_cell[:, :size], of_ih, of_hh, of_bias), right,
         strict=False,
     ):  # fmt: skip
         assert _error(found, exact.view(found.shape), rows * steps) < bound, name
     for of_inputs, of_first in ((False, True), (True, False), (False, False)):
-        again_cell, again_raw = grad_cell.clone(), layer.gates.clone()
+        again_cell, again_raw = layer.behind(grad_cell), layer.gates.clone()
         again_state, again_bias, again_x = fused_lstm.backward(
             layer.weights, layer.cells, again_raw, grad, again_cell, of_inputs, of_first
         )
@@ -140,7 +145,7 @@ def _no_none(found: Tensor | None) -> Tensor:
 def test_weight_gradients_in_parts(kind: str, from_zero: bool, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of many rows are added up in parts that fit a core's cache."""
     layer = Layer(kind, 5, 4, 33, 70, 1, 0.3, from_zero)
-    raw = torch.randn(4, 5, 280).to(layer.gates.dtype)
+    raw = torch.randn(4, 5, 4 * layer.weights.padded).to(layer.gates.dtype)
     whole = fused_lstm.weight_gradients(layer.weights, raw, layer.both, from_zero)
     monkeypatch.setattr(fused_lstm, "_GROUPS_AT_ONCE", at_once)
     for found, right in zip(fused_lstm.weight_gradients(layer.weights, raw, layer.both, from_zero), whole, strict=True):
@@ -153,9 +158,7 @@ def test_dropped_weights(kind: str, rate: float) -> None:
     width, size = 33, 250
     ones = torch.ones(4 * size, size)
     layer = Layer(kind, 3, 2, width, size, 1, rate)
-    of_state = fused_lstm.weight_gradients(
-        layer.weights, torch.ones(2, 3, 4 * size, dtype=layer.x.dtype), _ones(layer.both)
-    )[1]
+    of_state = fused_lstm.weight_gradients(layer.weights, torch.ones_like(layer.gates), _ones(layer.both))[1]
     kept = of_state > 0
     assert kept.float().mean() == pytest.approx(1 - rate, abs=5 * (rate * (1 - rate) / kept.numel()) ** 0.5)
     torch.testing.assert_close(of_state[kept], torch.full_like(of_state[kept], 6 / (1 - rate)), rtol=1e-3, atol=0)
@@ -165,14 +168,14 @@ def test_dropped_weights(kind: str, rate: float) -> None:
     torch.testing.assert_close(layer.outputs.double(), twin(x, (h, c))[0].detach(), rtol=0.02, atol=0.01)
     grad = torch.randn(2, 3, size).to(layer.x.dtype)
     of_h = _no_none(
-        fused_lstm.backward(layer.weights, layer.cells, layer.gates, grad, torch.zeros(3, size), False, True)[0]
+        fused_lstm.backward(
+            layer.weights, layer.cells, layer.gates, grad, layer.behind(torch.zeros(3, size)), False, True
+        )[0]
     )
     (right,) = torch.autograd.grad((twin(x, (h, c))[0] * grad.double()).sum(), h)
     assert _error(of_h, right[0]) < 0.02
     other = fused_lstm.Weights(kind, layer.rnn.weight_ih_l0.data, ones, rate, 2)
-    another = (
-        fused_lstm.weight_gradients(other, torch.ones(2, 3, 4 * size, dtype=layer.x.dtype), _ones(layer.both))[1] > 0
-    )
+    another = fused_lstm.weight_gradients(other, torch.ones_like(layer.gates), _ones(layer.both))[1] > 0
     agree = (kept == another).float().mean()
     assert agree == pytest.approx(rate**2 + (1 - rate) ** 2, abs=0.01)
 

@@ -72,18 +72,19 @@ class _FusedLayer(torch.autograd.Function):
         seed = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None)) if rate > 0 else 0
         weights = fused_lstm.Weights(kind, weight_ih, weight_hh, rate, seed, any(ctx.needs_input_grad))
         both = torch.empty(steps + 1, rows, weights.columns, dtype=weights.dtype)
-        both[:steps, :, :width], both[0, :, width : width + size] = x, 0 if h is None else h
-        both[:, :, width + size :] = 0
-        cells = torch.empty(steps + 1, rows, size)
-        cells[0] = 0 if c is None else c
-        gates = torch.empty(steps, rows, 4 * size, dtype=weights.dtype)
+        at = weights.state_at
+        both[:steps, :, :width], both[0, :, at : at + size] = x, 0 if h is None else h
+        both[:, :, width:at], both[:, :, at + size :] = 0, 0
+        cells = torch.empty(steps + 1, rows, weights.padded)
+        cells[0], cells[0, :, :size] = 0, 0 if c is None else c
+        gates = torch.empty(steps, rows, 4 * weights.padded, dtype=weights.dtype)
         fused_lstm.forward(weights, bias.float(), both, cells, gates, h is None)
         del weights.forward  # the backward pass has no need of it
         ctx.save_for_backward(both, cells, gates)
         ctx.done = False
         given = (x, h, c, weight_ih, weight_hh, bias)
         ctx.weights, ctx.types, ctx.from_zero = weights, [None if e is None else e.dtype for e in given], h is None
-        return both[1:, :, width : width + size].contiguous(), cells[-1].clone()
+        return both[1:, :, at : at + size].contiguous(), cells[-1, :, :size].clone()
 
     @staticmethod
     @once_differentiable
@@ -92,13 +93,16 @@ class _FusedLayer(torch.autograd.Function):
             raise RuntimeError("gradients of a compiled LSTM layer can be computed once for each forward pass")
         ctx.done = True
         both, cells, gates = ctx.saved_tensors
-        grad_c = grad_cells.float().clone(memory_format=torch.contiguous_format)
+        weights: fused_lstm.Weights = ctx.weights
+        grad_c = nn.functional.pad(grad_cells.float(), (0, weights.padded - weights.size)).clone(
+            memory_format=torch.contiguous_format
+        )
         # Nothing learns from the gradient of inputs whose part below is frozen, nor of a state that is given.
         _, of_x, of_h, of_c, *_ = ctx.needs_input_grad
         through, grad_bias, grad_x = fused_lstm.backward(
-            ctx.weights, cells, gates, grad.to(gates.dtype), grad_c, of_x, of_h
+            weights, cells, gates, grad.to(gates.dtype), grad_c, of_x, of_h
         )
-        grad_weights = fused_lstm.weight_gradients(ctx.weights, gates, both, ctx.from_zero)
-        found = (grad_x, through, grad_c if of_c else None, *grad_weights, grad_bias)
+        grad_weights = fused_lstm.weight_gradients(weights, gates, both, ctx.from_zero)
+        found = (grad_x, through, grad_c[:, : weights.size] if of_c else None, *grad_weights, grad_bias)
         typed = (None if one is None else one.to(dtype) for one, dtype in zip(found, ctx.types, strict=True))
         return None, *typed, None

@@ -1,8 +1,10 @@
 """The loops of `fused_lstm`, compiled: see there for what their arguments are.
 
 What is kept and multiplied has one type, "fp32" or "bf16"; sums and cells are in float32. Numbers in memory are given
-by their address. A row is read in parts, each an array of its own: only so does LLVM know that it may take 16 numbers
-at once; and sums of addresses take Numba a fraction of the time that slices take it.
+by their address: sums of addresses take Numba a fraction of the time that slices take it.
+
+Gates are in blocks: the input gates of `LANES` cells, then their forget, cell and output gates. So a thread has all that
+a cell needs as soon as a product's sums are complete, while they are in its core's cache.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from ulmfit.nn import openmp
+from ulmfit.nn import intrinsics, openmp
 from ulmfit.nn.intrinsics import prefetch
-from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, PANEL_ROW, ROWS, multiplier, product
+from ulmfit.nn.fused_cells import backward_cell, forward_cell
+from ulmfit.nn.register_tiles import COLUMNS, LANES, NEIGHBOURS, PANEL_ROW, ROWS, multiplier, product
 from ulmfit.nn.vectors import compiler
 
 DRAWS = 1 << 16  # values of the random number that decides whether a weight is kept
-_TILES_AT_ONCE = 8  # of a weight gradient: whose factors stay in a core's cache while all panels pass
+BLOCK = 4 * LANES  # gates of as many cells as a register holds
+_TILE = 4 * ROWS  # bytes of a tile's rows that are multiplied at once
+_TILES_AT_ONCE = 16  # of a weight gradient, that are laid out side by side
 
 
 @cache
@@ -80,8 +85,8 @@ def beside(kind: str) -> Any:
 
 @cache
 def summing() -> tuple[Any, Any]:
-    """To put `n` sums where they are wanted, or `more` to what is there; to ask before for that part of the memory."""
-    c, ask_for = compiler(), prefetch()
+    """To put `n` sums where they are wanted, or `more` to what is there; to ask for that memory before."""
+    c = compiler()
     floats, f32 = c.floats, c.numba.float32
 
     @c.function
@@ -90,12 +95,32 @@ def summing() -> tuple[Any, Any]:
         for j in range(n):
             out[j] = (out[j] if more else f32(0)) + sums[j]
 
-    @c.function
-    def ask(out_at: Any, n: Any) -> None:
-        for j in range(0, n, 16):
-            ask_for(out_at + 4 * j)
+    return add, fetching()
 
-    return add, ask
+
+@cache
+def fetching() -> Any:
+    """To ask for so many bytes at an address that will be written soon."""
+    ask_for = prefetch()
+
+    @compiler().function
+    def ask(at: Any, size: Any) -> None:
+        for j in range(0, size, 64):
+            ask_for(at + j)
+
+    return ask
+
+
+@cache
+def _gate() -> Any:
+    """Which row of torch's weights the n-th of the gates in blocks is; -1 for one behind the last cell."""
+
+    @compiler().function
+    def gate(n: Any, size: Any) -> Any:
+        cell = n // BLOCK * LANES + n % LANES
+        return n // LANES % 4 * size + cell if cell < size else -1
+
+    return gate
 
 
 def _prepare(kind: str) -> int:
@@ -103,7 +128,7 @@ def _prepare(kind: str) -> int:
     floats, words, of_kind, narrow, convert, size_of = (
         c.floats, c.words, numbers.at, numbers.narrow, numbers.convert, numbers.size,
     )  # fmt: skip
-    parts, is_kept = _dropping()
+    (parts, is_kept), gate_of = _dropping(), _gate()
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
     number, count, _ = openmp.team()
 
@@ -130,162 +155,195 @@ def _prepare(kind: str) -> int:
 
     @c.entry
     def prepare(given: Any) -> None:
-        a = carray(given, 11)
-        weight_ih, weight_hh, gates, width, size = a[0], a[1], a[2], a[3], a[4]
-        scale, kept, low, high = parts(a[5], a[6])
-        stride, packed, back = a[8] * size_of, a[9], a[10]
-        groups, of_size = (width + size + neighbours - 1) // neighbours, (size + COLUMNS - 1) // COLUMNS
+        a = carray(given, 13)
+        weight_ih, weight_hh, rows, width, state_at, size, padded = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
+        scale, kept, low, high = parts(a[7], a[8])
+        stride, packed, back = a[10] * size_of, a[11], a[12]
+        groups, of_size = (state_at + padded) // neighbours, (size + COLUMNS - 1) // COLUMNS
+        gates = 4 * padded if padded else rows
         panels, back_bytes = (gates + COLUMNS - 1) // COLUMNS, (gates + neighbours - 1) // neighbours * PANEL_ROW
         thread, threads = i64(number()), i64(count())
-        tile = a[7] + thread * COLUMNS * stride
+        tile = a[9] + thread * COLUMNS * stride
         for panel in range(panels * thread // threads, panels * (thread + 1) // threads):
             first = panel * COLUMNS
             for r in range(COLUMNS):
                 n, row = first + r, tile + r * stride
-                if n < gates:
-                    of_kind(row, groups * neighbours)[groups * neighbours - 1] = narrow(f32(0))
+                if padded:
+                    n = gate_of(n, size) if n < gates else -1
+                if 0 <= n and n < rows:
                     convert(width, weight_ih + n * width * 4, row)
-                    drop(size, weight_hh + n * size * 4, row + width * size_of, u32(n * size), scale, kept, low, high)
+                    of_kind(row + width * size_of, state_at - width)[:] = narrow(f32(0))
+                    drop(
+                        size, weight_hh + n * size * 4, row + state_at * size_of, u32(n * size), scale, kept, low, high
+                    )
+                    of_kind(row + (state_at + size) * size_of, padded - size)[:] = narrow(f32(0))
                 else:
                     words(row, groups)[:] = 0
             turn(groups, tile, stride // 4, packed + panel * groups * PANEL_ROW)
             for r in range(0, min(COLUMNS, gates - first) if back else 0, neighbours):
                 one, at = tile + r * stride, back + (first + r) // neighbours * PANEL_ROW
-                lay_out(size, one + width * size_of, stride, at, back_bytes)
+                lay_out(size, one + state_at * size_of, stride, at, back_bytes)
                 lay_out(width, one, stride, at + of_size * back_bytes, back_bytes)
 
     return prepare
 
 
 def _forward(kind: str) -> int:
-    c, multiply_all, numbers, neighbours = compiler(), product(kind), compiler().numbers[kind], NEIGHBOURS[kind]
-    floats, float_parts, of_kind, parts_of_kind, narrow, size_of = (
-        c.floats, c.float_parts, numbers.at, numbers.parts, numbers.narrow, numbers.size,
-    )  # fmt: skip
-    tanh, sigmoid, i64, carray = c.tanh, c.sigmoid, c.numba.int64, c.numba.carray
+    c, cell, ask, neighbours = compiler(), forward_cell(kind), fetching(), NEIGHBOURS[kind]
+    size_of, together = c.numbers[kind].size, BLOCK // COLUMNS
+    sums_row, i64, carray = together * PANEL_ROW, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
 
     @c.function
-    def cell(n: Any, sums: Any, bias: Any, before_at: Any, after_at: Any, gates: Any, output_at: Any) -> None:
-        i, f, g, o = float_parts(sums, n)
-        to_i, to_f, to_g, to_o = float_parts(bias, n)
-        i_out, f_out, g_out, o_out = parts_of_kind(gates, n)
-        before, after, output = floats(before_at, n), floats(after_at, n), of_kind(output_at, n)
-        for j in range(n):
-            of_i, of_f, of_o = sigmoid(i[j] + to_i[j]), sigmoid(f[j] + to_f[j]), sigmoid(o[j] + to_o[j])
-            of_g = tanh(g[j] + to_g[j])
-            new = of_f * before[j] + of_i * of_g
-            after[j] = new
-            i_out[j], f_out[j], g_out[j], o_out[j] = narrow(of_i), narrow(of_f), narrow(of_g), narrow(of_o)
-            output[j] = narrow(of_o * tanh(new))
+    def finish(a: Any, t: Any, block: Any, top: Any, bottom: Any, sums: Any) -> None:
+        rows, state_at, size, stride, bias, both, cells, gates = a[1], a[2], a[3], 4 * a[4], a[6], a[7], a[8], a[9]
+        place, inputs_row = block * LANES, 16 * size
+        inputs = a[11] + t % a[12] * rows * inputs_row + block * sums_row
+        for b in range(top, bottom):
+            at = t * rows + b
+            cell(
+                sums + (b - top) * sums_row, inputs + b * inputs_row, bias + block * BLOCK * 4, cells + (at * size + place) * 4,
+                cells + ((at + rows) * size + place) * 4, gates + (at * 4 * size + block * BLOCK) * size_of,
+                both + (at + rows) * stride + (state_at + place) * size_of,
+            )  # fmt: skip
+
+    @c.function
+    def soon(a: Any, t: Any, block: Any, top: Any, bottom: Any) -> None:
+        rows, state_at, size, stride, both, cells, gates = a[1], a[2], a[3], 4 * a[4], a[7], a[8], a[9]
+        place, inputs_row = block * LANES, 16 * size
+        inputs = a[11] + t % a[12] * rows * inputs_row + block * sums_row
+        for b in range(top, bottom):
+            at = t * rows + b
+            ask(inputs + b * inputs_row, sums_row)
+            ask(gates + (at * 4 * size + block * BLOCK) * size_of, BLOCK * size_of)
+            ask(cells + (at * size + place) * 4, LANES * 4)
+            ask(cells + ((at + rows) * size + place) * 4, LANES * 4)
+            ask(both + (at + rows) * stride + (state_at + place) * size_of, LANES * size_of)
+
+    multiply_inputs, multiply_states = product(kind), product(kind, together, finish, soon)
 
     @c.entry
     def forward(given: Any) -> None:
-        a = carray(given, 12)
-        steps, rows, width, size, groups, packed = a[0], a[1], a[2], a[3], a[4], a[5]
-        bias, both, cells, gates, sums, from_zero = a[6], a[7], a[8], a[9], a[10], a[11]
-        panels, stride = (4 * size + COLUMNS - 1) // COLUMNS, 4 * groups
+        a = carray(given, 14)
+        steps, rows, state_at, size, groups, packed, both, from_zero = a[0], a[1], a[2], a[3], a[4], a[5], a[7], a[13]
+        inputs, ahead = a[11], a[12]
+        of_inputs, stride, panels = state_at // neighbours, 4 * groups, 4 * size // COLUMNS
         thread, threads = i64(number()), i64(count())
+        sums = a[10] + thread * rows * sums_row
         for t in range(steps):
-            used = (width + neighbours - 1) // neighbours if from_zero and t == 0 else groups
-            multiply_all(rows, both + t * rows * stride, stride, packed, groups, sums, used, 0, panels, thread, threads)
-            barrier()
-            for b in range(rows * thread // threads, rows * (thread + 1) // threads):
-                at = t * rows + b
-                cell(
-                    size, sums + b * panels * PANEL_ROW, bias, cells + at * size * 4, cells + (at + rows) * size * 4,
-                    gates + at * 4 * size * size_of, both + (at + rows) * stride + width * size_of,
+            now = both + t * rows * stride
+            if t % ahead == 0:
+                multiply_inputs(
+                    min(ahead, steps - t) * rows, now, stride, packed, groups, of_inputs, 0, panels, inputs, 16 * size,
+                    PANEL_ROW, a, t, thread, threads,
                 )  # fmt: skip
+                barrier()
+            multiply_states(
+                rows, now + of_inputs * 4, stride, packed + of_inputs * PANEL_ROW, groups,
+                i64(0) if from_zero and t == 0 else groups - of_inputs, 0, size // LANES, sums, sums_row, 0, a, t,
+                thread, threads,
+            )  # fmt: skip
             barrier()
 
     return forward
 
 
 def _backward(kind: str) -> int:
-    c, multiply_all, numbers = compiler(), product(kind), compiler().numbers[kind]
-    floats, float_parts, of_kind, parts_of_kind, wide, narrow, convert, size_of = (
-        c.floats, c.float_parts, numbers.at, numbers.parts, numbers.wide, numbers.narrow, numbers.convert, numbers.size,
-    )  # fmt: skip
-    tanh, i64, carray, one = c.tanh, c.numba.int64, c.numba.carray, c.numba.float32(1)
+    c, cell, ask, numbers = compiler(), backward_cell(kind), fetching(), compiler().numbers[kind]
+    convert, copy, size_of, neighbours = numbers.convert, c.numbers["fp32"].convert, numbers.size, NEIGHBOURS[kind]
+    i64, carray = c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
 
     @c.function
-    def cell_back(
-        n: Any, gates: Any, before_at: Any, after_at: Any, grad_at: Any, through_at: Any, grad_cell_at: Any, bias: Any
-    ) -> None:  # fmt: skip
-        i, f, g, o = parts_of_kind(gates, n)
-        to_i, to_f, to_g, to_o = float_parts(bias, n)
-        before, after, through = floats(before_at, n), floats(after_at, n), floats(through_at, n)
-        grad, grad_cell = of_kind(grad_at, n), floats(grad_cell_at, n)
-        for j in range(n):
-            of_i, of_f, of_g, of_o = wide(i[j]), wide(f[j]), wide(g[j]), wide(o[j])
-            dh, t = wide(grad[j]) + through[j], tanh(after[j])
-            dc = grad_cell[j] + dh * of_o * (one - t * t)
-            grad_cell[j] = dc * of_f
-            di = dc * of_g * (of_i * (one - of_i))
-            df = dc * before[j] * (of_f * (one - of_f))
-            dg = dc * of_i * (one - of_g * of_g)
-            do = dh * t * (of_o * (one - of_o))
-            i[j], f[j], g[j], o[j] = narrow(di), narrow(df), narrow(dg), narrow(do)
-            to_i[j] += di
-            to_f[j] += df
-            to_g[j] += dg
-            to_o[j] += do
+    def finish(a: Any, t: Any, panel: Any, top: Any, bottom: Any, sums: Any) -> None:
+        rows, size, cells, gates, grad, grad_cell, of_state = a[1], a[2], a[6], a[7], a[8], a[9], a[10]
+        bias, of_size, first = a[11] + i64(number()) * size * 16, (size + COLUMNS - 1) // COLUMNS, panel * COLUMNS
+        for b in range(top, bottom):
+            at, through = t * rows + b, sums + (b - top) * PANEL_ROW
+            if t < 0:
+                copy(COLUMNS, through, of_state + (b * of_size + panel) * PANEL_ROW)
+            else:
+                for place in range(first, min(size, first + COLUMNS), LANES):
+                    cell(
+                        gates + (at * 4 * size + 4 * place) * size_of, cells + (at * size + place) * 4,
+                        cells + ((at + rows) * size + place) * 4, grad + (at * size + place) * size_of,
+                        through + (place - first) * 4, grad_cell + (b * size + place) * 4, bias + 16 * place,
+                    )  # fmt: skip
+
+    @c.function
+    def soon(a: Any, t: Any, panel: Any, top: Any, bottom: Any) -> None:
+        rows, size, cells, gates, grad, grad_cell = a[1], a[2], a[6], a[7], a[8], a[9]
+        first = panel * COLUMNS
+        n = min(size - first, COLUMNS)
+        for b in range(top, bottom):
+            at = t * rows + b
+            if t >= 0:
+                ask(gates + (at * 4 * size + 4 * first) * size_of, 4 * n * size_of)
+                ask(cells + (at * size + first) * 4, 4 * n)
+                ask(cells + ((at + rows) * size + first) * 4, 4 * n)
+                ask(grad + (at * size + first) * size_of, n * size_of)
+                ask(grad_cell + (b * size + first) * 4, 4 * n)
+
+    @c.function
+    def finish_inputs(a: Any, t: Any, panel: Any, top: Any, bottom: Any, sums: Any) -> None:
+        rows, width, first = a[1], a[3], panel * COLUMNS
+        for b in range(top, bottom):
+            at = a[12] + ((t * rows + b) * width + first) * size_of
+            convert(min(width - first, COLUMNS), sums + (b - top) * PANEL_ROW, at)
+
+    multiply_states, multiply_inputs = product(kind, 1, finish, soon), product(kind, 1, finish_inputs)
 
     @c.entry
     def backward(given: Any) -> None:
-        a = carray(given, 14)
+        a = carray(given, 16)
         steps, rows, size, width, panels, packed = a[0], a[1], a[2], a[3], a[4], a[5]
-        cells, gates, grad, grad_cell, through = a[6], a[7], a[8], a[9], a[10]
-        inputs, of_state = a[12], a[13]
-        of_size, stride = (size + COLUMNS - 1) // COLUMNS, 4 * size * size_of
+        gates, of_state, inputs, at_once = a[7], a[10], a[12], a[14]
+        of_size, stride, groups = (size + COLUMNS - 1) // COLUMNS, 4 * size * size_of, 4 * size // neighbours
         thread, threads = i64(number()), i64(count())
-        bias = a[11] + thread * size * 16
-        first, stop = rows * thread // threads, rows * (thread + 1) // threads
-        for back in range(steps):
-            t = steps - 1 - back
-            for b in range(first, stop):
-                at = t * rows + b
-                cell_back(
-                    size, gates + at * stride, cells + at * size * 4, cells + (at + rows) * size * 4,
-                    grad + at * size * size_of, through + b * panels * PANEL_ROW, grad_cell + b * size * 4,
-                    bias,
+        # The product of a step's gradients, then the cells of the step before it. The last step's come from no product.
+        sums = a[13] + thread * at_once * rows * PANEL_ROW
+        for t in range(steps - 1, -2 if of_state else -1, -1):
+            now = gates + t * rows * stride
+            multiply_states(
+                rows, now + rows * stride, stride, packed, groups, groups if t < steps - 1 else i64(0), 0, of_size,
+                sums, PANEL_ROW, 0, a, t, thread, threads,
+            )  # fmt: skip
+            barrier()
+            if inputs and t >= 0 and t % at_once == 0:
+                multiply_inputs(
+                    min(at_once, steps - t) * rows, now, stride, packed + of_size * groups * PANEL_ROW, groups, groups,
+                    0, panels, sums, PANEL_ROW, 0, a, t, thread, threads,
                 )  # fmt: skip
-            barrier()
-            start, groups = of_size if t == 0 and not of_state else 0, stride // 4
-            multiply_all(
-                rows, gates + t * rows * stride, stride, packed, groups, through, groups, start, panels, thread, threads
-            )
-            barrier()
-            if panels > of_size:
-                for b in range(first, stop):
-                    sums = through + (b * panels + of_size) * PANEL_ROW
-                    convert(width, sums, inputs + (t * rows + b) * width * size_of)
 
     return backward
 
 
 def _weight_gradients(kind: str) -> int:
     c, multiply, pair, neighbours = compiler(), multiplier(kind), beside(kind), NEIGHBOURS[kind]
-    add, ask = summing()
-    floats, halves, words, (parts, is_kept) = c.floats, c.halves, c.words, _dropping()
+    (add, ask), move = summing(), intrinsics.copy()
+    floats, words, (parts, is_kept), gate_of = c.floats, c.words, _dropping(), _gate()
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
     size_of = compiler().numbers[kind].size
 
     @c.function
-    def turn_pair(n: Any, one_at: Any, other_at: Any, turned_at: Any, stride: Any) -> None:
-        one, other, turned = halves(one_at, n), halves(other_at, n), words(turned_at, n * stride)
-        for j in range(n):
-            turned[j * stride] = u32(one[j]) | u32(u32(other[j]) << u32(16))
-
-    @c.function
-    def turn_row(n: Any, one_at: Any, other_at: Any, turned_at: Any, stride: Any) -> None:
-        one, turned = words(one_at, n), words(turned_at, n * stride)
-        for j in range(n):
-            turned[j * stride] = one[j]
-
-    turn = turn_pair if kind == "bf16" else turn_row
+    def lay_out(gates: Any, raw: Any, rows: Any, groups: Any, block: Any, beside_at: Any, turned: Any) -> None:
+        """Of `_TILES_AT_ONCE` tiles of gates, what is multiplied at once side by side."""
+        first = block * _TILES_AT_ONCE * ROWS
+        n = min(gates - first, _TILES_AT_ONCE * ROWS)
+        for p in range(groups):
+            one = raw + (neighbours * p * gates + first) * size_of
+            if neighbours * p + 1 == rows:
+                pair(n, one, one, beside_at)
+                if neighbours > 1:  # the last row of an odd number is beside zeros
+                    of_pairs = words(beside_at, n)
+                    for j in range(n):
+                        of_pairs[j] &= u32(0xFFFF)
+            else:
+                pair(n, one, one + gates * size_of, beside_at)
+            at = turned + (block * _TILES_AT_ONCE * groups + p) * _TILE
+            for tile in range((n + ROWS - 1) // ROWS):
+                move(_TILE, beside_at + tile * _TILE, at + tile * groups * _TILE)
 
     @c.function
     def add_kept(
@@ -299,31 +357,21 @@ def _weight_gradients(kind: str) -> int:
     @c.entry
     def weight_gradients(given: Any) -> None:
         a = carray(given, 17)
-        all_rows, gates, width, size, columns = a[0], a[1], a[2], a[3], neighbours * a[4]
+        all_rows, width, state_at, size, padded = a[0], a[1], a[2], a[3], a[4]
         scale, kept, low, high = parts(a[5], a[6])
-        turned, stride, packed, of_inputs, of_state = a[9], a[10] * size_of, a[11], a[13], a[14]
-        at_once, of_zeros = a[15], a[16]
-        panels, tiles = (columns + COLUMNS - 1) // COLUMNS, (gates + ROWS - 1) // ROWS
-        spans = (tiles + _TILES_AT_ONCE - 1) // _TILES_AT_ONCE
+        turned, packed, of_inputs, of_state, at_once, of_zeros = a[9], a[10], a[12], a[13], a[14], a[15]
+        gates, columns = 4 * padded, state_at + padded
+        panels, tiles = (state_at + size + COLUMNS - 1) // COLUMNS, (gates + ROWS - 1) // ROWS
+        blocks = (tiles + _TILES_AT_ONCE - 1) // _TILES_AT_ONCE
         thread, threads = i64(number()), i64(count())
-        sums = a[12] + thread * COLUMNS * PANEL_ROW
+        sums = a[11] + thread * COLUMNS * PANEL_ROW
         for begin in range(0, all_rows, at_once):
             rows = min(at_once, all_rows - begin)
             raw, both = a[7] + begin * gates * size_of, a[8] + begin * columns * size_of
             groups = (rows + neighbours - 1) // neighbours
-            # Blocks of 16 columns: as many lines of the cache are filled side by side. The row behind the last of an
-            # odd number is the one before it, with zeros for the other factor.
-            blocks = (gates + 15) // 16
             for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
-                first = 16 * block
-                n, at, to = min(gates - first, 16), raw + first * size_of, turned + first * stride
-                for p in range(rows // neighbours):
-                    one = at + neighbours * p * gates * size_of
-                    turn(n, one, one + gates * size_of, to + p * 4, stride // 4)
-                if rows % neighbours:
-                    last, out = halves(at + (rows - 1) * gates * size_of, n), words(to, n * stride // 4)
-                    for j in range(n):
-                        out[j * (stride // 4) + groups - 1] = last[j]
+                lay_out(gates, raw, rows, groups, block, sums, turned)
+            # The row behind the last of an odd number is that one again: its other factors are zeros.
             for p in range(groups * thread // threads, groups * (thread + 1) // threads):
                 one = both + neighbours * p * columns * size_of
                 other = one if neighbours * p + 1 == rows else one + columns * size_of
@@ -332,27 +380,31 @@ def _weight_gradients(kind: str) -> int:
                     n, at = min(columns - first, COLUMNS), packed + (panel * groups + p) * PANEL_ROW
                     pair(n, one + first * size_of, other + first * size_of, at)
             barrier()
-            for task in range(panels * spans * thread // threads, panels * spans * (thread + 1) // threads):
-                span, panel = task // panels, task % panels
-                first, stop = panel * COLUMNS, min(width + size, (panel + 1) * COLUMNS)
-                skip = min(max(of_zeros - begin, 0) // neighbours, groups - 1) if first >= width else 0
+            for panel in range(panels):
+                first, stop = panel * COLUMNS, min(state_at + size, (panel + 1) * COLUMNS)
+                skip = min(max(of_zeros - begin, 0) // neighbours, groups - 1) if first >= state_at else 0
                 at = packed + (panel * groups + skip) * PANEL_ROW
-                middle = min(max(width, first), stop)
-                for tile in range(tiles * span // spans, tiles * (span + 1) // spans):
-                    top, bottom = gates * tile // tiles, gates * (tile + 1) // tiles
-                    x = turned + top * stride + skip * 4
-                    for n in range(top, bottom):
-                        ask(of_inputs + (n * width + first) * 4, middle - first)
-                        ask(of_state + (n * size + middle - width) * 4, stop - middle)
-                    multiply(bottom - top, x, stride, at, groups - skip, sums, PANEL_ROW)
-                    for n in range(top, bottom):
-                        row = sums + (n - top) * PANEL_ROW
-                        add(middle - first, row, of_inputs + (n * width + first) * 4, begin > 0)
-                        start = n * size + middle - width
-                        add_kept(
-                            stop - middle, row + (middle - first) * 4, of_state + start * 4, begin > 0, u32(start),
-                            scale, kept, low, high,
-                        )  # fmt: skip
+                of_x, at_h = min(max(width - first, 0), stop - first), min(max(state_at, first), stop)
+                for tile in range(tiles * thread // threads, tiles * (thread + 1) // threads):
+                    top, bottom = tile * ROWS, min(gates, (tile + 1) * ROWS)
+                    x = turned + (tile * groups + skip) * _TILE
+                    for q in range(top, bottom):
+                        n = gate_of(q, size)
+                        if n >= 0:
+                            ask(of_inputs + (n * width + first) * 4, of_x * 4)
+                            ask(of_state + (n * size + at_h - state_at) * 4, (stop - at_h) * 4)
+                    multiply(
+                        bottom - top, x, 4, _TILE, at, groups - skip, sums, PANEL_ROW, 0, x + groups * _TILE, _TILE
+                    )
+                    for q in range(top, bottom):
+                        n, row = gate_of(q, size), sums + (q - top) * PANEL_ROW
+                        if n >= 0:
+                            add(of_x, row, of_inputs + (n * width + first) * 4, begin > 0)
+                            start = n * size + at_h - state_at
+                            add_kept(
+                                stop - at_h, row + (at_h - first) * 4, of_state + start * 4, begin > 0, u32(start),
+                                scale, kept, low, high,
+                            )  # fmt: skip
             barrier()
 
     return weight_gradients

@@ -12,17 +12,18 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ulmfit.nn import openmp
-from ulmfit.nn.fused_loops import DRAWS, kernels
-from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, panels_of
+from ulmfit.nn.fused_loops import BLOCK, DRAWS, kernels
+from ulmfit.nn.register_tiles import COLUMNS, LANES, NEIGHBOURS, ROWS, panels_of
 from ulmfit.nn.vectors import compiles
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _LINE = 64  # bytes in a line of the processor's cache
 _LITTLE = 1 << 18  # products between two meetings of the threads that take less time than a meeting may
 _compiled: set[str] = set()
+_ROWS_AT_ONCE = 192  # of inputs, that are multiplied together
 _GROUPS_AT_ONCE = 1152  # of a weight gradient's terms: a panel of so many stays in a core's cache
 
 
@@ -54,19 +55,31 @@ class Weights:
         self.kind, self.dtype = kind, DTYPES[kind]
         (self.gates, self.width), self.size = weight_ih.shape, weight_hh.size(1)
         neighbours = NEIGHBOURS[kind]
-        self.groups = -(-(self.width + self.size) // neighbours)  # of inputs and state beside each other
-        self.columns = self.groups * neighbours
+        self.padded = -(-self.size // LANES) * LANES  # cells, up to a whole block of gates
+        self.state_at = -(-self.width // neighbours) * neighbours  # inputs, up to a whole group
+        self.columns = self.state_at + self.padded  # of inputs and state beside each other
+        self.groups = self.columns // neighbours
+        rows = 4 * self.padded or self.gates
         self.kept, self.seed = max(1, round((1 - rate) * DRAWS)), seed
-        self.forward = self.panels(panels_of(self.gates), self.groups)
+        self.forward = self.panels(panels_of(rows), self.groups)
         of_back = panels_of(self.size) + panels_of(self.width)
-        self.back = self.panels(of_back, -(-self.gates // neighbours)) if backward_too else None
+        self.back = self.panels(of_back, -(-rows // neighbours)) if backward_too else None
         stride = self.odd_lines(self.columns)
         tiles = torch.empty(torch.get_num_threads(), COLUMNS, stride, dtype=self.dtype)
         openmp.run(
             kernels(kind).prepare, weight_ih.float().contiguous(), weight_hh.float().contiguous(),
-            self.gates, self.width, self.size, self.kept, seed, tiles, stride,
+            self.gates, self.width, self.state_at, self.size, self.padded, self.kept, seed, tiles, stride,
             self.forward, 0 if self.back is None else self.back, alone=self.is_little(1),
         )  # fmt: skip
+
+    def in_blocks(self, gates: Tensor) -> Tensor:
+        """(..., 4 H) in torch's order -> (..., 4 P) as the loops have them: four gates of a block of cells, the next."""
+        apart = nn.functional.pad(gates.unflatten(-1, (4, self.size)), (0, self.padded - self.size))
+        return apart.unflatten(-1, (-1, LANES)).transpose(-3, -2).flatten(-3).contiguous()
+
+    def from_blocks(self, gates: Tensor) -> Tensor:
+        """The way back."""
+        return gates.unflatten(-1, (-1, 4, LANES)).transpose(-3, -2).flatten(-2)[..., : self.size].flatten(-2)
 
     def is_little(self, rows: int) -> bool:
         """Whether a product with so many rows is too little to share out."""
@@ -82,24 +95,31 @@ class Weights:
         return (-(-numbers // line) | 1) * line
 
 
+def _steps_at_once(rows: int) -> int:
+    """Of so many texts, steps whose inputs are multiplied together: weights are read less often."""
+    return max(1, _ROWS_AT_ONCE // rows)
+
+
 def forward(
     weights: Weights, bias: Tensor, both: Tensor, cells: Tensor, gates: Tensor, from_zero: bool = False
 ) -> None:
-    """All steps.
+    """All steps. P is H, up to a whole block of gates (`Weights.padded`); cells behind the last are zeros.
 
     Args:
         bias: (4 H,) in float32.
-        both: (T + 1, B, columns): inputs beside the state before them (and a zero for a pair that is not whole); the
-            states after the first are filled in.
-        cells: (T + 1, B, H) in float32; those after the first are filled in.
-        gates: (T, B, 4 H); filled in.
+        both: (T + 1, B, columns): inputs beside the state (P) before them, at `Weights.state_at` (zeros between
+            them); the states after the first are filled in.
+        cells: (T + 1, B, P) in float32; those after the first are filled in.
+        gates: (T, B, 4 P), in blocks (`in_blocks`); filled in.
         from_zero: the first state is zeros, with which nothing is multiplied then.
     """
     steps, rows, _ = gates.shape
-    sums = torch.empty(rows, panels_of(weights.gates) * COLUMNS)
+    ahead = _steps_at_once(rows)
+    inputs = torch.empty(ahead * rows, gates.size(2))
+    sums = torch.zeros(torch.get_num_threads(), rows, BLOCK)  # of no product, if the first state is zeros
     openmp.run(
-        kernels(weights.kind).forward, steps, rows, weights.width, weights.size, weights.groups,
-        weights.forward, bias, both, cells, gates, sums, int(from_zero),
+        kernels(weights.kind).forward, steps, rows, weights.state_at, weights.padded, weights.groups,
+        weights.forward, weights.in_blocks(bias), both, cells, gates, sums, inputs, ahead, int(from_zero),
         alone=weights.is_little(rows),
     )  # fmt: skip
 
@@ -113,39 +133,41 @@ def backward(
         cells: as after `forward`.
         gates: as after `forward`; afterwards gradients before sigmoid and tanh, which take as much memory.
         grad: (T, B, H) of the outputs.
-        grad_cell: (B, H) of the last cells, in float32; afterwards of the first.
+        grad_cell: (B, P) of the last cells, in float32; afterwards of the first.
         of_inputs, of_state: whether their gradients are wanted; otherwise None.
     """
     assert weights.back is not None
-    steps, rows, count = gates.shape
-    grad = grad.contiguous()
+    (steps, rows, count), size, threads = gates.shape, weights.size, torch.get_num_threads()
+    grad = nn.functional.pad(grad, (0, weights.padded - size)).contiguous()
     inputs = torch.empty(steps, rows, weights.width, dtype=weights.dtype) if of_inputs else None
-    panels = panels_of(weights.size) + of_inputs * panels_of(weights.width)
-    through = torch.zeros(rows, panels * COLUMNS)
-    bias = torch.zeros(torch.get_num_threads(), count)
+    state = torch.empty(rows, panels_of(size) * COLUMNS) if of_state else None
+    at_once = _steps_at_once(rows)
+    sums = torch.zeros(threads, at_once * rows, COLUMNS)  # of no product, before the first
+    bias = torch.zeros(threads, count)
     openmp.run(
-        kernels(weights.kind).backward, steps, rows, weights.size, weights.width, panels,
-        weights.back, cells, gates, grad, grad_cell, through, bias, 0 if inputs is None else inputs,
-        int(of_state), alone=weights.is_little(rows),
+        kernels(weights.kind).backward, steps, rows, weights.padded, weights.width,
+        panels_of(weights.width), weights.back, cells, gates, grad, grad_cell,
+        0 if state is None else state, bias, 0 if inputs is None else inputs, sums, at_once,
+        alone=weights.is_little(rows),
     )  # fmt: skip
-    return through[:, : weights.size] if of_state else None, bias.sum(0), inputs
+    return None if state is None else state[:, :size], weights.from_blocks(bias.sum(0)), inputs
 
 
 def weight_gradients(weights: Weights, raw: Tensor, both: Tensor, from_zero: bool = False) -> tuple[Tensor, Tensor]:
     """Of the two matrices, in float32, from what `backward` left in `gates` and `forward` read."""
-    steps, texts, _ = raw.shape
+    steps, texts, gates = raw.shape
     rows, neighbours = steps * texts, NEIGHBOURS[weights.kind]
     parts = max(1, -(-rows // (neighbours * _GROUPS_AT_ONCE)))
     groups = -(-rows // (neighbours * parts))
-    stride = weights.odd_lines(neighbours * groups)
-    turned = torch.empty(weights.gates, stride, dtype=weights.dtype)
+    turned = torch.empty(-(-gates // ROWS) + 1, groups, ROWS, neighbours, dtype=weights.dtype)
     packed = weights.panels(panels_of(weights.columns), groups)
-    of_inputs, of_state = torch.empty(weights.gates, weights.width), torch.empty(weights.gates, weights.size)
+    of_inputs = torch.empty(weights.gates, weights.width)
+    of_state = torch.empty(weights.gates, weights.size)
     # More rows than are used, so that threads do not write into the same lines of the cache.
     sums = torch.empty(torch.get_num_threads(), COLUMNS, COLUMNS)
     openmp.run(
-        kernels(weights.kind).weight_gradients, rows, weights.gates, weights.width, weights.size, weights.groups,
-        weights.kept, weights.seed, raw, both, turned, stride, packed, sums, of_inputs, of_state,
+        kernels(weights.kind).weight_gradients, rows, weights.width, weights.state_at, weights.size, weights.padded,
+        weights.kept, weights.seed, raw, both, turned, packed, sums, of_inputs, of_state,
         neighbours * groups, texts if from_zero else 0, alone=weights.is_little(rows),
     )  # fmt: skip
     return of_inputs, of_state

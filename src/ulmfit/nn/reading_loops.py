@@ -13,7 +13,7 @@ from typing import Any
 
 from ulmfit.nn import intrinsics, openmp
 from ulmfit.nn.intrinsics import CELLS
-from ulmfit.nn.register_tiles import COLUMNS, PANEL_ROW, ROWS, multiplier
+from ulmfit.nn.register_tiles import COLUMNS, PANEL_ROW, ROWS, plain_multiplier
 from ulmfit.nn.vectors import compiler
 
 AHEAD = 8 * ROWS  # inputs that are multiplied together where steps have few rows: weights are loaded less often
@@ -25,7 +25,7 @@ _UNITS = 8  # bytes: what a unit of a row is worth, and what the shift of the we
 @cache
 def layer(kind: str) -> int:
     """Address of the loop over all steps of a layer in "bf16" or "int8"."""
-    c, multiply, (take, reduce) = compiler(), multiplier(kind), _rows(kind)
+    c, multiply, (take, reduce) = compiler(), plain_multiplier(kind), _rows(kind)
     cell, copy, pool, integer = intrinsics.cell(kind), intrinsics.copy(), intrinsics.pool(), intrinsics.integer()
     i64, carray = c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()

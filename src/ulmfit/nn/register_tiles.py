@@ -16,11 +16,15 @@ from typing import Any
 from ulmfit.nn.processor import cpu_has_avx512
 from ulmfit.nn.vectors import compiler
 
-_LANES, _VECTORS = (16, 4) if cpu_has_avx512() else (8, 2)  # 32-bit numbers in a register, registers of columns
+LANES, _VECTORS = (16, 4) if cpu_has_avx512() else (8, 2)  # 32-bit numbers in a register, registers of columns
 ROWS = 6  # of a tile: with four vectors of columns it takes 24 of 32 registers for sums (AVX2: 12 of 16), 4 for weights
-COLUMNS = _LANES * _VECTORS  # of a tile
+COLUMNS = LANES * _VECTORS  # of a tile
 PANEL_ROW = 4 * COLUMNS  # bytes: the neighbours of each column
 NEIGHBOURS = {"fp32": 1, "bf16": 2, "int8": 4}  # that are multiplied at once
+_BLOCK = 512  # groups of a panel that are multiplied with all rows: they and the next ones stay in a core's cache
+_GROUP = 4  # bytes of x that are multiplied at once
+_ARGUMENTS = 11  # of a tile with the number of its rows
+_LINE = 64  # bytes that are fetched at once
 
 
 def panels_of(columns: int) -> int:
@@ -32,56 +36,128 @@ def panels_of(columns: int) -> int:
 def multiplier(kind: str) -> Any:
     """The sums of a product for 1 to `ROWS` rows and `COLUMNS` columns, compiled; for one of `NEIGHBOURS`.
 
-    Its arguments, all integers: rows; address of x (rows, groups, neighbours) and bytes from one row to the next;
-    address of a panel of weights (groups, `COLUMNS`, neighbours); groups, at least one; address of the sums (rows,
-    `COLUMNS`) and bytes from row to row. 8-bit numbers are signed in x, unsigned as weights; sums are 32-bit integers.
+    Its arguments, all integers: rows; address of x (rows, groups, neighbours), bytes from one row to the next and from
+    one group to the next; address of a panel of weights (groups, `COLUMNS`, neighbours); groups, at least one; address
+    of the sums (rows, `COLUMNS`) and bytes from row to row; whether they go on from what is there (else from zero);
+    the address of what is wanted next, and how much of it is fetched with each group, in bytes up to a line of the
+    cache. 8-bit numbers are signed in x, unsigned as weights; sums are 32-bit integers.
 
     It is called by address: inlined, it would be compiled for each of those that call it.
     """
     numba = compiler().numba
     tile1, tile2, tile3, tile4, tile5, tile6 = (_tile(rows, kind, numba) for rows in range(1, ROWS + 1))
 
-    def multiply(rows: Any, x: Any, stride: Any, panel: Any, groups: Any, out: Any, out_stride: Any) -> None:
+    def multiply(
+        rows: Any, x: Any, stride: Any, step: Any, panel: Any, groups: Any, out: Any, out_stride: Any, more: Any,
+        wanted: Any, at_once: Any,
+    ) -> None:  # fmt: skip
         if rows == 6:
-            tile6(x, stride, panel, groups, out, out_stride)
+            tile6(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
         elif rows == 5:
-            tile5(x, stride, panel, groups, out, out_stride)
+            tile5(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
         elif rows == 4:
-            tile4(x, stride, panel, groups, out, out_stride)
+            tile4(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
         elif rows == 3:
-            tile3(x, stride, panel, groups, out, out_stride)
+            tile3(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
         elif rows == 2:
-            tile2(x, stride, panel, groups, out, out_stride)
+            tile2(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
         else:
-            tile1(x, stride, panel, groups, out, out_stride)
+            tile1(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
 
-    address = compiler().by_address(numba.void(*[numba.int64] * 7), multiply)
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)(address)
+    address = compiler().by_address(numba.void(*[numba.int64] * _ARGUMENTS), multiply)
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * _ARGUMENTS)(address)
 
 
 @cache
-def product(kind: str) -> Any:
-    """A thread's part of the product of x and all panels, for compiled loops.
-
-    Arguments: as those of `multiplier`; `rows` any number, sums (rows, `COLUMNS` panels); how many of the panels'
-    `groups` are multiplied; the first of the panels that is, and how many there are; thread, threads.
-    """
+def plain_multiplier(kind: str) -> Any:
+    """`multiplier` of x whose groups lie side by side, from zero: what it needs of its arguments, in that order."""
     multiply = multiplier(kind)
 
     @compiler().function
+    def plain(rows: Any, x: Any, stride: Any, panel: Any, groups: Any, out: Any, out_stride: Any) -> None:
+        multiply(rows, x, stride, _GROUP, panel, groups, out, out_stride, 0, panel, 0)
+
+    return plain
+
+
+@cache
+def product(kind: str, together: int = 1, finish: Any = None, soon: Any = None) -> Any:
+    """A thread's part of the product of x and all panels, for compiled loops.
+
+    Arguments: rows, any number; address of x and bytes from row to row; address of the panels, how many `groups` each
+    has and how many of these are multiplied; the first and behind the last of the units of panels that are; address of
+    the sums, bytes from row to row and from unit to unit; two that `finish` and `soon` are given; thread, threads.
+
+    Weights are multiplied with all rows in blocks, while the block after them is fetched: they come from memory.
+
+    Args:
+        together: panels that make a unit.
+        finish: (given, time, unit, first and behind the last row, address of their sums) -> nothing; called for each
+            tile whose sums are complete, at once.
+        soon: the same without the sums, for each block of a tile; the part of the tile's rows that it is given will be
+            finished soon.
+    """
+    multiply, function = multiplier(kind), compiler().function
+
+    @function
+    def no_finish(given: Any, time: Any, unit: Any, top: Any, bottom: Any, sums: Any) -> None:
+        pass
+
+    @function
+    def nothing_soon(given: Any, time: Any, unit: Any, top: Any, bottom: Any) -> None:
+        pass
+
+    finished, to_come = finish or no_finish, soon or nothing_soon
+
+    @function
     def part(
-        rows: Any, x: Any, stride: Any, packed: Any, groups: Any, out: Any, used: Any, start: Any, panels: Any,
-        thread: Any, threads: Any,
+        rows: Any, x: Any, stride: Any, packed: Any, groups: Any, used: Any, start: Any, units: Any, out: Any,
+        row_bytes: Any, unit_bytes: Any, given: Any, time: Any, thread: Any, threads: Any,
     ) -> None:  # fmt: skip
-        count = (rows + ROWS - 1) // ROWS
-        tasks = (panels - start) * count
-        for task in range(tasks * thread // threads, tasks * (thread + 1) // threads):
-            panel, tile = start + task // count, task % count
-            first, stop = rows * tile // count, rows * (tile + 1) // count
-            multiply(
-                stop - first, x + first * stride, stride, packed + panel * groups * PANEL_ROW, used,
-                out + (first * panels + panel) * PANEL_ROW, panels * PANEL_ROW,
-            )  # fmt: skip
+        count, panel_bytes, blocks = (rows + ROWS - 1) // ROWS, groups * PANEL_ROW, (used + _BLOCK - 1) // _BLOCK
+        tasks = (units - start) * count
+        task, stop = tasks * thread // threads, tasks * (thread + 1) // threads
+        begin = start + task // count
+        while task < stop:
+            unit, first = start + task // count, task % count
+            last = min(count, first + stop - task)
+            task += last - first
+            sums = out + unit * unit_bytes
+            for each in range(together):
+                panel = packed + (unit * together + each) * panel_bytes
+                for block in range(blocks):
+                    done = used * block // blocks
+                    n = used * (block + 1) // blocks - done
+                    at = panel + done * PANEL_ROW
+                    # What is wanted next: the next block, the next panel's first or, in the next step, this thread's.
+                    wanted, lines = at + n * PANEL_ROW, used * (block + 2) // blocks - done - n
+                    if block + 1 == blocks:
+                        wanted, lines = panel + panel_bytes, used // blocks
+                        if task == stop and each + 1 == together:
+                            wanted = packed + begin * together * panel_bytes
+                    lines *= PANEL_ROW // _LINE
+                    asked = 0
+                    for tile in range(first, last):
+                        top, bottom = rows * tile // count, rows * (tile + 1) // count
+                        if each + 1 == together:
+                            n_rows = bottom - top
+                            to_come(
+                                given, time, unit, top + n_rows * block // blocks, top + n_rows * (block + 1) // blocks
+                            )
+                        ahead, at_once = at, 0
+                        if tile > first and asked < lines:
+                            ahead, at_once = wanted + asked * _LINE, _LINE
+                            asked += n
+                        multiply(
+                            bottom - top, x + top * stride + done * _GROUP, stride, _GROUP, at, n,
+                            sums + top * row_bytes + each * PANEL_ROW, row_bytes, done, ahead, at_once,
+                        )  # fmt: skip
+                        if block + 1 == blocks and each + 1 == together:
+                            finished(given, time, unit, top, bottom, sums + top * row_bytes)
+            if blocks == 0:
+                for tile in range(first, last):
+                    top, bottom = rows * tile // count, rows * (tile + 1) // count
+                    finished(given, time, unit, top, bottom, sums + top * row_bytes)
 
     return part
 
@@ -89,69 +165,89 @@ def product(kind: str) -> Any:
 def _tile(rows: int, kind: str, numba: Any) -> Any:
     """Compiled into those that call it: `rows` x `COLUMNS` sums, held in registers from the first group to the last."""
     ir, intrinsic = _ir(), import_module("numba.extending").intrinsic
-    vectors, vector_bytes = _VECTORS, 4 * _LANES
+    vectors, vector_bytes = _VECTORS, 4 * LANES
     i32, i64 = ir.IntType(32), ir.IntType(64)
-    words = ir.VectorType(i32, _LANES)
+    words = ir.VectorType(i32, LANES)
     if kind == "fp32":
-        name, number = f"llvm.fma.v{_LANES}f32", ir.FloatType()
-        factors = ir.VectorType(number, _LANES)
+        name, number = f"llvm.fma.v{LANES}f32", ir.FloatType()
+        factors = ir.VectorType(number, LANES)
     elif kind == "bf16":
         name, number = "llvm.x86.avx512bf16.dpbf16ps.512", ir.FloatType()
-        factors = ir.VectorType(_bfloat(), 2 * _LANES)
+        factors = ir.VectorType(_bfloat(), 2 * LANES)
     else:
         name, number, factors = "llvm.x86.avx512.vpdpbusd.512", i32, words
-    sums = ir.VectorType(number, _LANES)
+    sums = ir.VectorType(number, LANES)
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        x, stride, panel, groups, out, out_stride = given
+        x, stride, step, panel, groups, out, out_stride, more, wanted, at_once = given
         module = builder.module
         multiply = module.globals.get(name)
         if multiply is None:
             multiply = ir.Function(
                 module, ir.FunctionType(sums, [factors] * 3 if kind == "fp32" else [sums, factors, factors]), name
             )
+        byte = ir.IntType(8).as_pointer()
+        fetch = module.declare_intrinsic("llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32]))
+        to_read, outer_cache, data = (ir.Constant(i32, each) for each in (0, 2, 1))
 
         def at(start: Any, offset: Any, of_type: Any) -> Any:
             offset = ir.Constant(i64, offset) if isinstance(offset, int) else offset
             return builder.inttoptr(builder.add(start, offset), of_type.as_pointer())
 
+        def rows_at(start: Any, bytes_between: Any) -> list[Any]:
+            return [builder.add(start, builder.mul(bytes_between, ir.Constant(i64, row))) for row in range(rows)]
+
         def everywhere(one: Any) -> Any:
             undefined = ir.Constant(words, ir.Undefined)
             first = builder.insert_element(undefined, one, ir.Constant(i32, 0))
-            return builder.bitcast(builder.shuffle_vector(first, undefined, ir.Constant(words, [0] * _LANES)), factors)
+            return builder.bitcast(builder.shuffle_vector(first, undefined, ir.Constant(words, [0] * LANES)), factors)
 
-        starts = [builder.add(x, builder.mul(stride, ir.Constant(i64, row))) for row in range(rows)]
-        before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
+        starts, outs = rows_at(x, stride), rows_at(out, out_stride)
+        before, go_on, loop, after = builder.block, *(builder.append_basic_block() for _ in range(3))
+        zero = ir.Constant(i64, 0)
+        builder.cbranch(builder.icmp_signed("==", more, zero), loop, go_on)
+        builder.position_at_end(go_on)
+        there = [[builder.load(at(row, v * vector_bytes, sums), align=4) for v in range(vectors)] for row in outs]
         builder.branch(loop)
         builder.position_at_end(loop)
-        group = builder.phi(i64)
+        group, offset, fetched = (builder.phi(i64) for _ in range(3))
         held = [[builder.phi(sums) for _ in range(vectors)] for _ in range(rows)]
         place = builder.add(panel, builder.mul(group, ir.Constant(i64, PANEL_ROW)))
         columns = [builder.load(at(place, v * vector_bytes, factors), align=vector_bytes) for v in range(vectors)]
+        builder.call(fetch, [builder.inttoptr(fetched, byte), to_read, outer_cache, data])
         new = []
         for start, row in zip(starts, held, strict=True):
-            one = everywhere(builder.load(at(start, builder.mul(group, ir.Constant(i64, 4)), i32), align=4))
+            one = everywhere(builder.load(at(start, offset, i32), align=4))
             # Of two 8-bit factors the first is the unsigned one; elsewhere both are alike.
             terms = [[c, one, old] if kind == "fp32" else [old, c, one] for old, c in zip(row, columns, strict=True)]
             new.append([builder.call(multiply, each) for each in terms])
         following = builder.add(group, ir.Constant(i64, 1))
-        group.add_incoming(ir.Constant(i64, 0), before)
-        group.add_incoming(following, loop)
-        for row, new_row in zip(held, new, strict=True):
-            for old, later in zip(row, new_row, strict=True):
+        for held_one, first, later in (
+            (group, zero, following),
+            (offset, zero, builder.add(offset, step)),
+            (fetched, wanted, builder.add(fetched, at_once)),
+        ):
+            held_one.add_incoming(first, before)
+            held_one.add_incoming(first, go_on)
+            held_one.add_incoming(later, loop)
+        for row, there_row, new_row in zip(held, there, new, strict=True):
+            for old, so_far, later in zip(row, there_row, new_row, strict=True):
                 old.add_incoming(ir.Constant(sums, None), before)  # zeros
+                old.add_incoming(so_far, go_on)
                 old.add_incoming(later, loop)
         builder.cbranch(builder.icmp_signed("<", following, groups), loop, after)
         builder.position_at_end(after)
-        for index, new_row in enumerate(new):
-            start = builder.add(out, builder.mul(out_stride, ir.Constant(i64, index)))
+        for start, new_row in zip(outs, new, strict=True):
             for v, later in enumerate(new_row):
                 builder.store(later, at(start, v * vector_bytes, sums), align=4)
         return context.get_dummy_value()
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def tile(context: Any, x: Any, stride: Any, panel: Any, groups: Any, out: Any, out_stride: Any) -> Any:
-        return numba.void(*[numba.int64] * 6), generate
+    def tile(
+        context: Any, x: Any, stride: Any, step: Any, panel: Any, groups: Any, out: Any, out_stride: Any, more: Any,
+        wanted: Any, at_once: Any,
+    ) -> Any:  # fmt: skip
+        return numba.void(*[numba.int64] * (_ARGUMENTS - 1)), generate
 
     return tile
 

@@ -9,7 +9,7 @@ from typing import Any
 from ulmfit.nn import openmp
 from ulmfit.nn.fused_loops import beside, summing
 from ulmfit.nn.intrinsics import POWERS, TO_NEAREST
-from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, PANEL_ROW, ROWS, multiplier, product
+from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, PANEL_ROW, ROWS, plain_multiplier, product
 from ulmfit.nn.vectors import compiler
 
 _SMALLEST = -87.0  # e^x is a normal number from there on
@@ -26,7 +26,7 @@ def entry(kind: str) -> int:
         Exception: of many kinds, where Numba does not work, or torch has no OpenMP that it could use.
     """
     c, numbers, neighbours = compiler(), compiler().numbers[kind], NEIGHBOURS[kind]
-    multiply, multiply_all, pair, (add, ask) = multiplier(kind), product(kind), beside(kind), summing()
+    multiply, multiply_all, pair, (add, ask) = plain_multiplier(kind), product(kind), beside(kind), summing()
     floats, integers, of_kind, narrow, size_of = c.floats, c.integers, numbers.at, numbers.narrow, numbers.size
     as_bits, as_float = c.as_bits, c.as_float
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
@@ -119,7 +119,10 @@ def entry(kind: str) -> int:
         thread, threads = i64(number()), i64(count())
         sums, of_bias, targets = scratch + thread * SCRATCH * 4, a[18] + thread * vocab * 4, integers(a[11], rows)
 
-        multiply_all(rows, x, x_stride, forward, groups, logits, groups, 0, panels, thread, threads)
+        multiply_all(
+            rows, x, x_stride, forward, groups, groups, 0, panels, logits, panels * PANEL_ROW, PANEL_ROW, a, 0, thread,
+            threads,
+        )  # fmt: skip
         barrier()
         for p in range(pairs * thread // threads, pairs * (thread + 1) // threads):
             first, stop = neighbours * p, min(rows, neighbours * (p + 1))
@@ -154,7 +157,7 @@ def entry(kind: str) -> int:
                 panel, tile = task // tiles, task % tiles
                 top, bottom = size * tile // tiles, size * (tile + 1) // tiles
                 for r in range(top, bottom):
-                    ask(of_weight + (r * panels + panel) * PANEL_ROW, COLUMNS)
+                    ask(of_weight + (r * panels + panel) * PANEL_ROW, PANEL_ROW)
                 at = packed + panel * pairs * PANEL_ROW
                 multiply(bottom - top, turned + top * turned_stride, turned_stride, at, pairs, sums, PANEL_ROW)
                 for r in range(top, bottom):

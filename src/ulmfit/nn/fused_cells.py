@@ -1,0 +1,112 @@
+"""The LSTM cell in training, forward and back, of a register full of cells at a time: see `fused_lstm`.
+
+L cells at a time. Gates, their sums and the bias are (4, L): input, forget, cell and output; all but what is of the kind
+"fp32" or "bf16" is in float32. Arguments are addresses.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from ulmfit.nn.lanes import Lanes
+from ulmfit.nn.register_tiles import LANES
+
+
+@cache
+def forward_cell(kind: str) -> Any:
+    """For compiled loops: sums of the states (4, L) and of the inputs (4, L), bias (4, L), cells (L,) before -> cells (L,) after; gates (4, L), output (L,).
+
+    The last two are of the kind.
+    """
+
+    def generate(
+        builder: Any, sums: Any, inputs: Any, bias: Any, before: Any, after: Any, gates: Any, output: Any
+    ) -> None:
+        v = Lanes(builder, LANES)
+        store, half, one = v.store_halves if kind == "bf16" else v.store, v.number(0.5), v.number(1)
+        inner = [
+            builder.fadd(builder.fadd(v.load(inputs, index), v.load(sums, index)), v.load(bias, index))
+            for index in range(4)
+        ]
+        (i_top, i), (f_top, f), (g_top, g), (o_top, o) = (
+            v.tanh(each if index == 2 else builder.fmul(each, half)) for index, each in enumerate(inner)
+        )
+        # One division for all four.
+        first, last = builder.fmul(i, f), builder.fmul(g, o)
+        inverse = builder.fdiv(one, builder.fmul(first, last))
+        of_first, of_last = builder.fmul(last, inverse), builder.fmul(first, inverse)
+        of_i, of_f, of_g, of_o = (
+            v.product(top, other, both)
+            for top, other, both in (
+                (i_top, f, of_first),
+                (f_top, i, of_first),
+                (g_top, o, of_last),
+                (o_top, g, of_last),
+            )
+        )
+        of_i, of_f, of_o = (v.fma(each, half, half) for each in (of_i, of_f, of_o))
+        new = v.fma(of_f, v.load(before), builder.fmul(of_i, of_g))
+        v.store(new, after)
+        for index, each in enumerate((of_i, of_f, of_g, of_o)):
+            store(each, gates, index)
+        top, bottom = v.tanh(new)
+        store(builder.fmul(of_o, builder.fdiv(top, bottom)), output)
+
+    return _intrinsic(generate)
+
+
+@cache
+def backward_cell(kind: str) -> Any:
+    """For compiled loops: gradients of a cell's sums, from what the forward pass left.
+
+    Arguments: gates (4, L), afterwards the gradients of their sums; cells (L,) before and after the step; gradient
+    (L,) of the output from above, and from the step after, in float32; gradient (L,) of the cells after the step,
+    afterwards of those before it; bias (4, L), to which its gradient is added.
+    """
+
+    def generate(
+        builder: Any, gates: Any, before: Any, after: Any, grad: Any, through: Any, grad_cell: Any, bias: Any
+    ) -> None:
+        v = Lanes(builder, LANES)
+        load, store, one = v.load, v.store, v.number(1)
+        if kind == "bf16":
+            load, store = v.load_halves, v.store_halves
+        i, f, g, o = (load(gates, index) for index in range(4))
+        top, bottom = v.tanh(v.load(after))
+        t = builder.fdiv(top, bottom)
+        dh = builder.fadd(load(grad), v.load(through))
+        rest = builder.fsub(one, builder.fmul(t, t))
+        dc = v.fma(builder.fmul(dh, o), rest, v.load(grad_cell))
+        v.store(builder.fmul(dc, f), grad_cell)
+
+        def inner(sigmoid: Any) -> Any:
+            return builder.fmul(sigmoid, builder.fsub(one, sigmoid))
+
+        found = (
+            v.product(dc, g, inner(i)),
+            v.product(dc, v.load(before), inner(f)),
+            v.product(dc, i, builder.fsub(one, builder.fmul(g, g))),
+            v.product(dh, t, inner(o)),
+        )
+        for index, each in enumerate(found):
+            store(each, gates, index)
+            v.store(builder.fadd(v.load(bias, index), each), bias, index)
+
+    return _intrinsic(generate)
+
+
+def _intrinsic(generate: Any) -> Any:
+    """A function of seven addresses for compiled loops, which `generate` puts together."""
+    numba = import_module("numba")
+
+    def made(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        generate(builder, *given)
+        return context.get_dummy_value()
+
+    @import_module("numba.extending").intrinsic  # type: ignore[untyped-decorator]
+    def cell(context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
+        return numba.void(*[numba.int64] * 7), made
+
+    return cell
