@@ -120,8 +120,8 @@ def test_gradients(kind: str, rows: int, steps: int, width: int, size: int, seed
     assert of_x is not None and of_state is not None
     bound = 0.02 if kind == "bf16" else 1e-5
     for name, found, exact in zip(
-        ("x", "h", "c", "weight_ih", "weight_hh", "bias"), (of_x, of_state, of_cell[:, :size], of_ih, of_hh, of_bias), right,
-        strict=False,
+        ("x", "h", "c", "weight_ih", "weight_hh", "bias"), (of_x, of_state, of_cell[:, :size], of_ih, of_hh, of_bias),
+        right, strict=False,
     ):  # fmt: skip
         assert _error(found, exact.view(found.shape), rows * steps) < bound, name
     for of_inputs, of_first in ((False, True), (True, False), (False, False)):

@@ -1,7 +1,7 @@
 """The LSTM cell in training, forward and back, of a register full of cells at a time: see `fused_lstm`.
 
-L cells at a time. Gates, their sums and the bias are (4, L): input, forget, cell and output; all but what is of the kind
-"fp32" or "bf16" is in float32. Arguments are addresses.
+L cells at a time. Gates, their sums and the bias are (4, L): input, forget, cell and output. All is in float32 but what
+is of the kind "fp32" or "bf16". Arguments are addresses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from ulmfit.nn.register_tiles import LANES
 
 @cache
 def forward_cell(kind: str) -> Any:
-    """For compiled loops: sums of the states (4, L) and of the inputs (4, L), bias (4, L), cells (L,) before -> cells (L,) after; gates (4, L), output (L,).
+    """For compiled loops: cells (L,) and output (L,) of a step.
+
+    Arguments: sums of the states (4, L) and of the inputs (4, L); bias (4, L); cells (L,) before; cells (L,) after;
+    gates (4, L) and output (L,), filled in.
 
     The last two are of the kind.
     """
@@ -70,9 +73,8 @@ def backward_cell(kind: str) -> Any:
         builder: Any, gates: Any, before: Any, after: Any, grad: Any, through: Any, grad_cell: Any, bias: Any
     ) -> None:
         v = Lanes(builder, LANES)
-        load, store, one = v.load, v.store, v.number(1)
-        if kind == "bf16":
-            load, store = v.load_halves, v.store_halves
+        one = v.number(1)
+        load, store = (v.load_halves, v.store_halves) if kind == "bf16" else (v.load, v.store)
         i, f, g, o = (load(gates, index) for index in range(4))
         top, bottom = v.tanh(v.load(after))
         t = builder.fdiv(top, bottom)

@@ -3,8 +3,8 @@
 What is kept and multiplied has one type, "fp32" or "bf16"; sums and cells are in float32. Numbers in memory are given
 by their address: sums of addresses take Numba a fraction of the time that slices take it.
 
-Gates are in blocks: the input gates of `LANES` cells, then their forget, cell and output gates. So a thread has all that
-a cell needs as soon as a product's sums are complete, while they are in its core's cache.
+Gates are in blocks: the input gates of `LANES` cells, then their forget, cell and output gates. So a thread has
+all that a cell needs as soon as a product's sums are complete, while they are in its core's cache.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from ulmfit.nn import intrinsics, openmp
-from ulmfit.nn.intrinsics import prefetch
 from ulmfit.nn.fused_cells import backward_cell, forward_cell
-from ulmfit.nn.register_tiles import COLUMNS, LANES, NEIGHBOURS, PANEL_ROW, ROWS, multiplier, product
+from ulmfit.nn.intrinsics import prefetch
+from ulmfit.nn.register_tiles import COLUMNS, LANES, NEIGHBOURS, PANEL_ROW, ROWS, hook, multiplier, product
 from ulmfit.nn.vectors import compiler
 
 DRAWS = 1 << 16  # values of the random number that decides whether a weight is kept
+_OF_FORWARD, _OF_BACKWARD = 14, 16  # arguments of the loops over all steps
 BLOCK = 4 * LANES  # gates of as many cells as a register holds
 _TILE = 4 * ROWS  # bytes of a tile's rows that are multiplied at once
 _TILES_AT_ONCE = 16  # of a weight gradient, that are laid out side by side
@@ -170,7 +171,7 @@ def _prepare(kind: str) -> int:
                 n, row = first + r, tile + r * stride
                 if padded:
                     n = gate_of(n, size) if n < gates else -1
-                if 0 <= n and n < rows:
+                if n >= 0 and n < rows:
                     convert(width, weight_ih + n * width * 4, row)
                     of_kind(row + width * size_of, state_at - width)[:] = narrow(f32(0))
                     drop(
@@ -192,23 +193,25 @@ def _forward(kind: str) -> int:
     c, cell, ask, neighbours = compiler(), forward_cell(kind), fetching(), NEIGHBOURS[kind]
     size_of, together = c.numbers[kind].size, BLOCK // COLUMNS
     sums_row, i64, carray = together * PANEL_ROW, c.numba.int64, c.numba.carray
+    longs, address = c.longs, c.address
     number, count, barrier = openmp.team()
 
-    @c.function
-    def finish(a: Any, t: Any, block: Any, top: Any, bottom: Any, sums: Any) -> None:
+    def finish(given: Any, t: Any, block: Any, top: Any, bottom: Any, sums: Any) -> None:
+        a = longs(given, _OF_FORWARD)
         rows, state_at, size, stride, bias, both, cells, gates = a[1], a[2], a[3], 4 * a[4], a[6], a[7], a[8], a[9]
         place, inputs_row = block * LANES, 16 * size
         inputs = a[11] + t % a[12] * rows * inputs_row + block * sums_row
         for b in range(top, bottom):
             at = t * rows + b
             cell(
-                sums + (b - top) * sums_row, inputs + b * inputs_row, bias + block * BLOCK * 4, cells + (at * size + place) * 4,
-                cells + ((at + rows) * size + place) * 4, gates + (at * 4 * size + block * BLOCK) * size_of,
+                sums + (b - top) * sums_row, inputs + b * inputs_row, bias + block * BLOCK * 4,
+                cells + (at * size + place) * 4, cells + ((at + rows) * size + place) * 4,
+                gates + (at * 4 * size + block * BLOCK) * size_of,
                 both + (at + rows) * stride + (state_at + place) * size_of,
             )  # fmt: skip
 
-    @c.function
-    def soon(a: Any, t: Any, block: Any, top: Any, bottom: Any) -> None:
+    def soon(given: Any, t: Any, block: Any, top: Any, bottom: Any, sums: Any) -> None:
+        a = longs(given, _OF_FORWARD)
         rows, state_at, size, stride, both, cells, gates = a[1], a[2], a[3], 4 * a[4], a[7], a[8], a[9]
         place, inputs_row = block * LANES, 16 * size
         inputs = a[11] + t % a[12] * rows * inputs_row + block * sums_row
@@ -220,28 +223,27 @@ def _forward(kind: str) -> int:
             ask(cells + ((at + rows) * size + place) * 4, LANES * 4)
             ask(both + (at + rows) * stride + (state_at + place) * size_of, LANES * size_of)
 
-    multiply_inputs, multiply_states = product(kind), product(kind, together, finish, soon)
+    multiply_all, finish_at, soon_at = product(kind), hook(finish), hook(soon)
 
     @c.entry
     def forward(given: Any) -> None:
-        a = carray(given, 14)
+        a, at_a = carray(given, _OF_FORWARD), address(given)
         steps, rows, state_at, size, groups, packed, both, from_zero = a[0], a[1], a[2], a[3], a[4], a[5], a[7], a[13]
         inputs, ahead = a[11], a[12]
         of_inputs, stride, panels = state_at // neighbours, 4 * groups, 4 * size // COLUMNS
         thread, threads = i64(number()), i64(count())
         sums = a[10] + thread * rows * sums_row
         for t in range(steps):
-            now = both + t * rows * stride
+            now, used = both + t * rows * stride, i64(0) if from_zero and t == 0 else groups - of_inputs
             if t % ahead == 0:
-                multiply_inputs(
-                    min(ahead, steps - t) * rows, now, stride, packed, groups, of_inputs, 0, panels, inputs, 16 * size,
-                    PANEL_ROW, a, t, thread, threads,
+                multiply_all(
+                    min(ahead, steps - t) * rows, now, stride, packed, groups, of_inputs, 1, 0, panels, 4 * size,
+                    inputs, 16 * size, PANEL_ROW, 0, 0, at_a, t, thread, threads,
                 )  # fmt: skip
                 barrier()
-            multiply_states(
-                rows, now + of_inputs * 4, stride, packed + of_inputs * PANEL_ROW, groups,
-                i64(0) if from_zero and t == 0 else groups - of_inputs, 0, size // LANES, sums, sums_row, 0, a, t,
-                thread, threads,
+            multiply_all(
+                rows, now + of_inputs * 4, stride, packed + of_inputs * PANEL_ROW, groups, used, together, 0,
+                size // LANES, 4 * size, sums, sums_row, 0, finish_at, soon_at, at_a, t, thread, threads,
             )  # fmt: skip
             barrier()
 
@@ -251,11 +253,11 @@ def _forward(kind: str) -> int:
 def _backward(kind: str) -> int:
     c, cell, ask, numbers = compiler(), backward_cell(kind), fetching(), compiler().numbers[kind]
     convert, copy, size_of, neighbours = numbers.convert, c.numbers["fp32"].convert, numbers.size, NEIGHBOURS[kind]
-    i64, carray = c.numba.int64, c.numba.carray
+    longs, address, i64, carray = c.longs, c.address, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
 
-    @c.function
-    def finish(a: Any, t: Any, panel: Any, top: Any, bottom: Any, sums: Any) -> None:
+    def finish(given: Any, t: Any, panel: Any, top: Any, bottom: Any, sums: Any) -> None:
+        a = longs(given, _OF_BACKWARD)
         rows, size, cells, gates, grad, grad_cell, of_state = a[1], a[2], a[6], a[7], a[8], a[9], a[10]
         bias, of_size, first = a[11] + i64(number()) * size * 16, (size + COLUMNS - 1) // COLUMNS, panel * COLUMNS
         for b in range(top, bottom):
@@ -270,8 +272,8 @@ def _backward(kind: str) -> int:
                         through + (place - first) * 4, grad_cell + (b * size + place) * 4, bias + 16 * place,
                     )  # fmt: skip
 
-    @c.function
-    def soon(a: Any, t: Any, panel: Any, top: Any, bottom: Any) -> None:
+    def soon(given: Any, t: Any, panel: Any, top: Any, bottom: Any, sums: Any) -> None:
+        a = longs(given, _OF_BACKWARD)
         rows, size, cells, gates, grad, grad_cell = a[1], a[2], a[6], a[7], a[8], a[9]
         first = panel * COLUMNS
         n = min(size - first, COLUMNS)
@@ -284,35 +286,35 @@ def _backward(kind: str) -> int:
                 ask(grad + (at * size + first) * size_of, n * size_of)
                 ask(grad_cell + (b * size + first) * 4, 4 * n)
 
-    @c.function
-    def finish_inputs(a: Any, t: Any, panel: Any, top: Any, bottom: Any, sums: Any) -> None:
+    def finish_inputs(given: Any, t: Any, panel: Any, top: Any, bottom: Any, sums: Any) -> None:
+        a = longs(given, _OF_BACKWARD)
         rows, width, first = a[1], a[3], panel * COLUMNS
         for b in range(top, bottom):
             at = a[12] + ((t * rows + b) * width + first) * size_of
             convert(min(width - first, COLUMNS), sums + (b - top) * PANEL_ROW, at)
 
-    multiply_states, multiply_inputs = product(kind, 1, finish, soon), product(kind, 1, finish_inputs)
+    multiply_all, finish_at, soon_at, finish_inputs_at = product(kind), hook(finish), hook(soon), hook(finish_inputs)
 
     @c.entry
     def backward(given: Any) -> None:
-        a = carray(given, 16)
+        a, at_a = carray(given, _OF_BACKWARD), address(given)
         steps, rows, size, width, panels, packed = a[0], a[1], a[2], a[3], a[4], a[5]
         gates, of_state, inputs, at_once = a[7], a[10], a[12], a[14]
         of_size, stride, groups = (size + COLUMNS - 1) // COLUMNS, 4 * size * size_of, 4 * size // neighbours
         thread, threads = i64(number()), i64(count())
-        # The product of a step's gradients, then the cells of the step before it. The last step's come from no product.
         sums = a[13] + thread * at_once * rows * PANEL_ROW
+        # The product of a step's gradients, then the cells of the step before it. The last step's come from no product.
         for t in range(steps - 1, -2 if of_state else -1, -1):
-            now = gates + t * rows * stride
-            multiply_states(
-                rows, now + rows * stride, stride, packed, groups, groups if t < steps - 1 else i64(0), 0, of_size,
-                sums, PANEL_ROW, 0, a, t, thread, threads,
+            now, used = gates + t * rows * stride, groups if t < steps - 1 else i64(0)
+            multiply_all(
+                rows, now + rows * stride, stride, packed, groups, used, 1, 0, of_size, size, sums, PANEL_ROW, 0,
+                finish_at, soon_at, at_a, t, thread, threads,
             )  # fmt: skip
             barrier()
             if inputs and t >= 0 and t % at_once == 0:
-                multiply_inputs(
+                multiply_all(
                     min(at_once, steps - t) * rows, now, stride, packed + of_size * groups * PANEL_ROW, groups, groups,
-                    0, panels, sums, PANEL_ROW, 0, a, t, thread, threads,
+                    1, 0, panels, width, sums, PANEL_ROW, 0, finish_inputs_at, 0, at_a, t, thread, threads,
                 )  # fmt: skip
 
     return backward
@@ -394,8 +396,9 @@ def _weight_gradients(kind: str) -> int:
                             ask(of_inputs + (n * width + first) * 4, of_x * 4)
                             ask(of_state + (n * size + at_h - state_at) * 4, (stop - at_h) * 4)
                     multiply(
-                        bottom - top, x, 4, _TILE, at, groups - skip, sums, PANEL_ROW, 0, x + groups * _TILE, _TILE
-                    )
+                        bottom - top, x, 4, _TILE, at, stop - first, groups - skip, sums, PANEL_ROW, 0,
+                        x + groups * _TILE, _TILE,
+                    )  # fmt: skip
                     for q in range(top, bottom):
                         n, row = gate_of(q, size), sums + (q - top) * PANEL_ROW
                         if n >= 0:

@@ -73,13 +73,14 @@ class Weights:
         )  # fmt: skip
 
     def in_blocks(self, gates: Tensor) -> Tensor:
-        """(..., 4 H) in torch's order -> (..., 4 P) as the loops have them: four gates of a block of cells, the next."""
-        apart = nn.functional.pad(gates.unflatten(-1, (4, self.size)), (0, self.padded - self.size))
-        return apart.unflatten(-1, (-1, LANES)).transpose(-3, -2).flatten(-3).contiguous()
+        """(4 H,) in torch's order -> (4 P,) as the loops have them: all gates of a block of cells, of the next."""
+        whole = nn.functional.pad(gates.view(4, self.size), (0, self.padded - self.size))
+        return whole.view(4, -1, LANES).transpose(0, 1).contiguous().view(-1)
 
     def from_blocks(self, gates: Tensor) -> Tensor:
-        """The way back."""
-        return gates.unflatten(-1, (-1, 4, LANES)).transpose(-3, -2).flatten(-2)[..., : self.size].flatten(-2)
+        """(..., 4 P) -> (..., 4 H)."""
+        of_each = gates.view(*gates.shape[:-1], -1, 4, LANES).transpose(-3, -2).flatten(-2)
+        return of_each[..., : self.size].flatten(-2)
 
     def is_little(self, rows: int) -> bool:
         """Whether a product with so many rows is too little to share out."""

@@ -69,7 +69,7 @@ class Lanes:
         return self._builder.bitcast(self._builder.shl(bits, self.whole_number(16)), self.floats)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
-        """a b + c."""
+        """A b + c."""
         return self._builder.call(self._fused, [a, b, c])
 
     def product(self, *factors: Any) -> Any:

@@ -9,6 +9,7 @@ rows, where oneDNN reaches four fifths.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -23,7 +24,7 @@ PANEL_ROW = 4 * COLUMNS  # bytes: the neighbours of each column
 NEIGHBOURS = {"fp32": 1, "bf16": 2, "int8": 4}  # that are multiplied at once
 _BLOCK = 512  # groups of a panel that are multiplied with all rows: they and the next ones stay in a core's cache
 _GROUP = 4  # bytes of x that are multiplied at once
-_ARGUMENTS = 11  # of a tile with the number of its rows
+_HOOK = 6  # arguments that a product's hooks are called with
 _LINE = 64  # bytes that are fetched at once
 
 
@@ -37,35 +38,49 @@ def multiplier(kind: str) -> Any:
     """The sums of a product for 1 to `ROWS` rows and `COLUMNS` columns, compiled; for one of `NEIGHBOURS`.
 
     Its arguments, all integers: rows; address of x (rows, groups, neighbours), bytes from one row to the next and from
-    one group to the next; address of a panel of weights (groups, `COLUMNS`, neighbours); groups, at least one; address
-    of the sums (rows, `COLUMNS`) and bytes from row to row; whether they go on from what is there (else from zero);
-    the address of what is wanted next, and how much of it is fetched with each group, in bytes up to a line of the
-    cache. 8-bit numbers are signed in x, unsigned as weights; sums are 32-bit integers.
+    one group to the next; address of a panel of weights (groups, `COLUMNS`, neighbours) and how many of its columns are
+    wanted (of the others' sums some are left out); groups, at least one; address of the sums (rows, `COLUMNS`) and
+    bytes from row to row; whether they go on from what is there (else from zero); the address of what is wanted next,
+    and how much of it is fetched with each group, in bytes up to a line of the cache. 8-bit numbers are signed in x,
+    unsigned as weights; sums are 32-bit integers.
 
     It is called by address: inlined, it would be compiled for each of those that call it.
     """
     numba = compiler().numba
-    tile1, tile2, tile3, tile4, tile5, tile6 = (_tile(rows, kind, numba) for rows in range(1, ROWS + 1))
+    tile1, tile2, tile3, tile4, tile5, tile6 = (_tile(rows, _VECTORS, kind, numba) for rows in range(1, ROWS + 1))
+    thin1, thin2, thin3, thin4, thin5, thin6 = (_tile(rows, 1, kind, numba) for rows in range(1, ROWS + 1))
 
     def multiply(
-        rows: Any, x: Any, stride: Any, step: Any, panel: Any, groups: Any, out: Any, out_stride: Any, more: Any,
-        wanted: Any, at_once: Any,
+        rows: Any, x: Any, stride: Any, step: Any, panel: Any, columns: Any, groups: Any, out: Any, out_stride: Any,
+        more: Any, wanted: Any, at_once: Any,
     ) -> None:  # fmt: skip
-        if rows == 6:
-            tile6(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+        if columns > LANES:
+            if rows == 6:
+                tile6(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+            elif rows == 5:
+                tile5(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+            elif rows == 4:
+                tile4(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+            elif rows == 3:
+                tile3(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+            elif rows == 2:
+                tile2(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+            else:
+                tile1(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+        elif rows == 6:
+            thin6(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
         elif rows == 5:
-            tile5(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+            thin5(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
         elif rows == 4:
-            tile4(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+            thin4(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
         elif rows == 3:
-            tile3(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+            thin3(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
         elif rows == 2:
-            tile2(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+            thin2(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
         else:
-            tile1(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+            thin1(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
 
-    address = compiler().by_address(numba.void(*[numba.int64] * _ARGUMENTS), multiply)
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * _ARGUMENTS)(address)
+    return _by_address(multiply, 12)
 
 
 @cache
@@ -75,44 +90,38 @@ def plain_multiplier(kind: str) -> Any:
 
     @compiler().function
     def plain(rows: Any, x: Any, stride: Any, panel: Any, groups: Any, out: Any, out_stride: Any) -> None:
-        multiply(rows, x, stride, _GROUP, panel, groups, out, out_stride, 0, panel, 0)
+        multiply(rows, x, stride, _GROUP, panel, COLUMNS, groups, out, out_stride, 0, panel, 0)
 
     return plain
 
 
+def hook(function: Callable[..., None]) -> int:
+    """Address of what `product` calls with what it was given (an array's address), time, unit, rows and sums."""
+    numba = compiler().numba
+    return compiler().by_address(numba.void(*[numba.int64] * _HOOK), function)
+
+
 @cache
-def product(kind: str, together: int = 1, finish: Any = None, soon: Any = None) -> Any:
-    """A thread's part of the product of x and all panels, for compiled loops.
+def product(kind: str) -> Any:
+    """A thread's part of the product of x and all panels, compiled.
 
     Arguments: rows, any number; address of x and bytes from row to row; address of the panels, how many `groups` each
-    has and how many of these are multiplied; the first and behind the last of the units of panels that are; address of
-    the sums, bytes from row to row and from unit to unit; two that `finish` and `soon` are given; thread, threads.
+    has and how many of these are multiplied; how many panels make a unit, the first and behind the last of the units,
+    and how many columns they have in all; address of the sums, bytes from row to row and from unit to unit; `finish`
+    and `soon`, and two numbers that these are given; thread, threads.
+
+    `finish` and `soon` are addresses of a `hook`, or 0. The first is called for each tile whose sums are complete, at
+    once, with its first row, the row behind the last and the address of the sums. The second is called for each block
+    of a tile with some of its rows, which will be finished soon.
 
     Weights are multiplied with all rows in blocks, while the block after them is fetched: they come from memory.
-
-    Args:
-        together: panels that make a unit.
-        finish: (given, time, unit, first and behind the last row, address of their sums) -> nothing; called for each
-            tile whose sums are complete, at once.
-        soon: the same without the sums, for each block of a tile; the part of the tile's rows that it is given will be
-            finished soon.
     """
-    multiply, function = multiplier(kind), compiler().function
+    multiply, call = multiplier(kind), _call()
 
-    @function
-    def no_finish(given: Any, time: Any, unit: Any, top: Any, bottom: Any, sums: Any) -> None:
-        pass
-
-    @function
-    def nothing_soon(given: Any, time: Any, unit: Any, top: Any, bottom: Any) -> None:
-        pass
-
-    finished, to_come = finish or no_finish, soon or nothing_soon
-
-    @function
     def part(
-        rows: Any, x: Any, stride: Any, packed: Any, groups: Any, used: Any, start: Any, units: Any, out: Any,
-        row_bytes: Any, unit_bytes: Any, given: Any, time: Any, thread: Any, threads: Any,
+        rows: Any, x: Any, stride: Any, packed: Any, groups: Any, used: Any, together: Any, start: Any, units: Any,
+        columns: Any, out: Any, row_bytes: Any, unit_bytes: Any, finish: Any, soon: Any, given: Any, time: Any,
+        thread: Any, threads: Any,
     ) -> None:  # fmt: skip
         count, panel_bytes, blocks = (rows + ROWS - 1) // ROWS, groups * PANEL_ROW, (used + _BLOCK - 1) // _BLOCK
         tasks = (units - start) * count
@@ -123,49 +132,70 @@ def product(kind: str, together: int = 1, finish: Any = None, soon: Any = None) 
             last = min(count, first + stop - task)
             task += last - first
             sums = out + unit * unit_bytes
-            for each in range(together):
-                panel = packed + (unit * together + each) * panel_bytes
-                for block in range(blocks):
-                    done = used * block // blocks
-                    n = used * (block + 1) // blocks - done
-                    at = panel + done * PANEL_ROW
-                    # What is wanted next: the next block, the next panel's first or, in the next step, this thread's.
-                    wanted, lines = at + n * PANEL_ROW, used * (block + 2) // blocks - done - n
-                    if block + 1 == blocks:
-                        wanted, lines = panel + panel_bytes, used // blocks
-                        if task == stop and each + 1 == together:
-                            wanted = packed + begin * together * panel_bytes
-                    lines *= PANEL_ROW // _LINE
-                    asked = 0
-                    for tile in range(first, last):
-                        top, bottom = rows * tile // count, rows * (tile + 1) // count
-                        if each + 1 == together:
-                            n_rows = bottom - top
-                            to_come(
-                                given, time, unit, top + n_rows * block // blocks, top + n_rows * (block + 1) // blocks
-                            )
-                        ahead, at_once = at, 0
-                        if tile > first and asked < lines:
-                            ahead, at_once = wanted + asked * _LINE, _LINE
-                            asked += n
-                        multiply(
-                            bottom - top, x + top * stride + done * _GROUP, stride, _GROUP, at, n,
-                            sums + top * row_bytes + each * PANEL_ROW, row_bytes, done, ahead, at_once,
-                        )  # fmt: skip
-                        if block + 1 == blocks and each + 1 == together:
-                            finished(given, time, unit, top, bottom, sums + top * row_bytes)
-            if blocks == 0:
+            for each in range(together * blocks):
+                index, block = unit * together + each // blocks, each % blocks
+                done, panel = used * block // blocks, packed + index * panel_bytes
+                n = used * (block + 1) // blocks - done
+                at = panel + done * PANEL_ROW
+                # What is wanted next: the next block, the next panel's first or, in the next step, this thread's first.
+                wanted, lines = at + n * PANEL_ROW, used * (block + 2) // blocks - done - n
+                if block + 1 == blocks:
+                    wanted, lines = panel + panel_bytes, used // blocks
+                    if task == stop and each + 1 == together * blocks:
+                        wanted = packed + begin * together * panel_bytes
+                lines, asked = lines * (PANEL_ROW // _LINE), 0
                 for tile in range(first, last):
                     top, bottom = rows * tile // count, rows * (tile + 1) // count
-                    finished(given, time, unit, top, bottom, sums + top * row_bytes)
+                    tile_sums, ahead, at_once = sums + top * row_bytes, at, 0
+                    if soon and each >= (together - 1) * blocks:
+                        some, most = (bottom - top) * block // blocks, (bottom - top) * (block + 1) // blocks
+                        call(soon, given, time, unit, top + some, top + most, tile_sums)
+                    if tile > first and asked < lines:
+                        ahead, at_once = wanted + asked * _LINE, _LINE
+                        asked += n
+                    multiply(
+                        bottom - top, x + top * stride + done * _GROUP, stride, _GROUP, at,
+                        columns - index * COLUMNS, n, tile_sums + each // blocks * PANEL_ROW, row_bytes, done, ahead,
+                        at_once,
+                    )  # fmt: skip
+                    if finish and each + 1 == together * blocks:
+                        call(finish, given, time, unit, top, bottom, tile_sums)
+            if finish and blocks == 0:
+                for tile in range(first, last):
+                    top, bottom = rows * tile // count, rows * (tile + 1) // count
+                    call(finish, given, time, unit, top, bottom, sums + top * row_bytes)
 
-    return part
+    return _by_address(part, 19)
 
 
-def _tile(rows: int, kind: str, numba: Any) -> Any:
-    """Compiled into those that call it: `rows` x `COLUMNS` sums, held in registers from the first group to the last."""
+def _by_address(function: Callable[..., None], count: int) -> Any:
+    """`function` of so many integers compiled, for loops that call it."""
+    numba = compiler().numba
+    address = compiler().by_address(numba.void(*[numba.int64] * count), function)
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)(address)
+
+
+@cache
+def _call() -> Any:
+    """For compiled loops: the `hook` at an address is called."""
+    numba, ir = compiler().numba, _ir()
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * _HOOK)
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        builder.call(builder.inttoptr(given[0], kind.as_pointer()), given[1:])
+        return context.get_dummy_value()
+
+    @import_module("numba.extending").intrinsic  # type: ignore[untyped-decorator]
+    def call(context: Any, address: Any, a: Any, time: Any, unit: Any, top: Any, bottom: Any, sums: Any) -> Any:
+        return numba.void(*[numba.int64] * (_HOOK + 1)), generate
+
+    return call
+
+
+def _tile(rows: int, vectors: int, kind: str, numba: Any) -> Any:
+    """Compiled into its callers: `rows` x `vectors` registers, which hold sums from the first to the last group."""
     ir, intrinsic = _ir(), import_module("numba.extending").intrinsic
-    vectors, vector_bytes = _VECTORS, 4 * LANES
+    vector_bytes = 4 * LANES
     i32, i64 = ir.IntType(32), ir.IntType(64)
     words = ir.VectorType(i32, LANES)
     if kind == "fp32":
@@ -247,7 +277,7 @@ def _tile(rows: int, kind: str, numba: Any) -> Any:
         context: Any, x: Any, stride: Any, step: Any, panel: Any, groups: Any, out: Any, out_stride: Any, more: Any,
         wanted: Any, at_once: Any,
     ) -> Any:  # fmt: skip
-        return numba.void(*[numba.int64] * (_ARGUMENTS - 1)), generate
+        return numba.void(*[numba.int64] * 10), generate
 
     return tile
 

@@ -120,8 +120,8 @@ def entry(kind: str) -> int:
         sums, of_bias, targets = scratch + thread * SCRATCH * 4, a[18] + thread * vocab * 4, integers(a[11], rows)
 
         multiply_all(
-            rows, x, x_stride, forward, groups, groups, 0, panels, logits, panels * PANEL_ROW, PANEL_ROW, a, 0, thread,
-            threads,
+            rows, x, x_stride, forward, groups, groups, 1, 0, panels, vocab, logits, panels * PANEL_ROW, PANEL_ROW,
+            0, 0, 0, 0, thread, threads,
         )  # fmt: skip
         barrier()
         for p in range(pairs * thread // threads, pairs * (thread + 1) // threads):
@@ -139,18 +139,11 @@ def entry(kind: str) -> int:
                     pair(COLUMNS, line + at, other + at, to)
         barrier()
         if of_hidden:
-            all_groups, tiles = (vocab + neighbours - 1) // neighbours, (rows + ROWS - 1) // ROWS
-            for start in range(0, all_groups, _GROUPS_AT_ONCE):
-                n = min(_GROUPS_AT_ONCE, all_groups - start)
-                for tile in range(tiles * thread // threads, tiles * (thread + 1) // threads):
-                    top, bottom = rows * tile // tiles, rows * (tile + 1) // tiles
-                    line = grads + top * stride + start * 4
-                    for q in range(of_size):
-                        at = back + (q * all_groups + start) * PANEL_ROW
-                        multiply(bottom - top, line, stride, at, n, sums, PANEL_ROW)
-                        for r in range(top, bottom):
-                            to = of_hidden + (r * of_size + q) * PANEL_ROW
-                            add(COLUMNS, sums + (r - top) * PANEL_ROW, to, start > 0)
+            all_groups = (vocab + neighbours - 1) // neighbours
+            multiply_all(
+                rows, grads, stride, back, all_groups, all_groups, 1, 0, of_size, size, of_hidden, of_size * PANEL_ROW,
+                PANEL_ROW, 0, 0, 0, 0, thread, threads,
+            )  # fmt: skip
         if of_weight:
             tiles = (size + ROWS - 1) // ROWS
             for task in range(panels * tiles * thread // threads, panels * tiles * (thread + 1) // threads):

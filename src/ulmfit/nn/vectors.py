@@ -1,4 +1,4 @@
-"""Parts of loops that Numba compiles: numbers as bits, arrays at an address, sigmoid and tanh of many at once."""
+"""Parts of loops that Numba compiles: numbers as bits, arrays at an address."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import zip_longest
 from typing import Any
 
 from ulmfit.nn import openmp
@@ -17,8 +16,6 @@ log = logging.getLogger("ulmfit")
 
 LEAST_SIZE_TO_COMPILE = 128  # cells of a layer: with fewer, hardly any work takes as long as Numba takes
 _alive: list[Any] = []  # what is compiled and elsewhere known by address alone
-_LEVELS = 11  # of the continued fraction: within 5e-7 of tanh
-_LARGEST = 7.35  # beyond, tanh is 1 as exactly
 
 
 Decorator = Callable[[Callable[..., Any]], Any]
@@ -31,14 +28,12 @@ class Numbers:
     Attributes:
         size: bytes of one.
         at: (address, count) -> array of them, bfloat16 as its bits.
-        parts: (address, count) -> four such arrays, one behind the other.
         wide, narrow: one of them <-> float32; rounded to the nearest, ties to even.
         convert: (count, address of float32, address of them) -> nothing; rounds all.
     """
 
     size: int
     at: Any
-    parts: Any
     wide: Any
     narrow: Any
     convert: Any
@@ -53,29 +48,28 @@ class Compiler:
         function: compiles for those that call it.
         by_address: (signature, function) -> address of the compiled function.
         entry: compiles `void f(int64_t *)` and gives its address.
+        address: of an entry's arguments.
+        longs: (address, count) -> array of int64.
         floats, halves, words: (address, count) -> array of float32, of uint16 (bfloat16's bits), of uint32.
         integers, bytes_: the same of int32 and int8.
-        float_parts: (address, count) -> four arrays of float32, one behind the other.
         numbers: "fp32" and "bf16": numbers of that type.
         as_bits, as_float: a float32 <-> its bits.
-        tanh, sigmoid: of float32.
     """
 
     numba: Any
     function: Decorator
     by_address: Callable[[Any, Callable[..., Any]], int]
     entry: Callable[[Callable[..., Any]], int]
+    address: Any
+    longs: Any
     floats: Any
     halves: Any
     words: Any
     integers: Any
     bytes_: Any
-    float_parts: Any
     numbers: dict[str, Numbers]
     as_bits: Any
     as_float: Any
-    tanh: Any
-    sigmoid: Any
 
 
 def compiles(make: Callable[[], object]) -> bool:
@@ -120,9 +114,7 @@ def compiler() -> Compiler:
     exact = {"error_model": "numpy", "fastmath": {"contract"}}
     function: Decorator = numba.njit(**exact, no_cpython_wrapper=True, no_cfunc_wrapper=True)
     u16, u32, f32, carray = numba.uint16, numba.uint32, numba.float32, numba.carray
-    i8, i32 = numba.int8, numba.int32
-    half, large = f32(0.5), f32(_LARGEST)
-    (p0, p1, p2, p3, p4, p5), (q0, q1, q2, q3, q4, q5) = (tuple(map(f32, each)) for each in _tanh_coefficients())
+    i8, i32, i64 = numba.int8, numba.int32, numba.int64
 
     def by_address(signature: Any, given: Callable[..., Any]) -> int:
         compiled = numba.cfunc(signature, **exact)(given)
@@ -131,6 +123,15 @@ def compiler() -> Compiler:
 
     def entry(loop: Callable[..., Any]) -> int:
         return by_address(types.void(types.CPointer(types.int64)), loop)
+
+    @extending.intrinsic  # type: ignore[untyped-decorator]
+    def address(context: Any, pointer: Any) -> Any:
+        of_numbers = types.CPointer(types.int64)
+        return types.int64(of_numbers), lambda c, builder, s, given: builder.ptrtoint(given[0], ir.IntType(64))
+
+    @function
+    def longs(address: Any, count: Any) -> Any:
+        return carray(pointer(address, i64), count)
 
     @function
     def floats(address: Any, count: Any) -> Any:
@@ -151,14 +152,6 @@ def compiler() -> Compiler:
     @function
     def bytes_(address: Any, count: Any) -> Any:
         return carray(pointer(address, i8), count)
-
-    @function
-    def float_parts(address: Any, n: Any) -> Any:
-        return floats(address, n), floats(address + 4 * n, n), floats(address + 8 * n, n), floats(address + 12 * n, n)
-
-    @function
-    def half_parts(address: Any, n: Any) -> Any:
-        return halves(address, n), halves(address + 2 * n, n), halves(address + 4 * n, n), halves(address + 6 * n, n)
 
     @function
     def wide(bits: Any) -> Any:
@@ -185,31 +178,11 @@ def compiler() -> Compiler:
         for j in range(n):
             out[j] = numbers[j]
 
-    @function
-    def tanh(x: Any) -> Any:
-        x = -large if x < -large else (large if x > large else x)  # what is not a number stays it
-        s = x * x
-        top = ((((p5 * s + p4) * s + p3) * s + p2) * s + p1) * s + p0
-        return x * top / (((((q5 * s + q4) * s + q3) * s + q2) * s + q1) * s + q0)
-
-    @function
-    def sigmoid(x: Any) -> Any:
-        return half * tanh(half * x) + half
-
     numbers = {
-        "fp32": Numbers(4, floats, float_parts, same, same, copy),
-        "bf16": Numbers(2, halves, half_parts, wide, narrow, convert),
+        "fp32": Numbers(4, floats, same, same, copy),
+        "bf16": Numbers(2, halves, wide, narrow, convert),
     }
     return Compiler(
-        numba, function, by_address, entry, floats, halves, words, integers, bytes_, float_parts, numbers, as_bits,
-        as_float, tanh, sigmoid,
+        numba, function, by_address, entry, address, longs, floats, halves, words, integers, bytes_, numbers, as_bits,
+        as_float,
     )  # fmt: skip
-
-
-def _tanh_coefficients() -> tuple[list[float], list[float]]:
-    """Polynomials p, q of x^2 with tanh(x) = x p / q: Lambert's continued fraction, x / (1 + x^2 / (3 + x^2 / ...))."""
-    p, q = [1.0], [2.0 * _LEVELS - 1]
-    for odd in range(2 * _LEVELS - 3, 0, -2):
-        shifted = [0.0, *p]  # x^2 p
-        p, q = q, [odd * a + b for a, b in zip_longest(q, shifted, fillvalue=0.0)]
-    return [c / q[0] for c in p], [c / q[0] for c in q]
