@@ -19,9 +19,7 @@ def forward_cell(kind: str) -> Any:
     """For compiled loops: cells (L,) and output (L,) of a step.
 
     Arguments: sums of the states (4, L) and of the inputs (4, L); bias (4, L); cells (L,) before; cells (L,) after;
-    gates (4, L) and output (L,), filled in.
-
-    The last two are of the kind.
+    gates (4, L) and output (L,), both of the kind and filled in.
     """
 
     def generate(

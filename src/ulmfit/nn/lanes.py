@@ -41,9 +41,9 @@ class Lanes:
             self._builder.add(start, self._ir.Constant(self.i64, offset)), of_type.as_pointer()
         )
 
-    def load(self, start: Any, index: int = 0, of_type: Any = None) -> Any:
+    def load(self, start: Any, index: int = 0) -> Any:
         """The `index`-th register full of 32-bit numbers behind `start`."""
-        place = self.place(start, 4 * self._lanes * index, of_type or self.floats)
+        place = self.place(start, 4 * self._lanes * index, self.floats)
         return self._builder.load(place, align=4)
 
     def store(self, value: Any, start: Any, index: int = 0) -> None:
@@ -54,15 +54,14 @@ class Lanes:
         found = self._builder.load(self.place(start, 2 * self._lanes * index, self.halves), align=2)
         return self.wide(self._builder.zext(found, self.integers))
 
-    def store_halves(self, value: Any, start: Any, index: int = 0) -> Any:
-        """As `store`, rounded to bfloat16: the nearest, ties to even. Returns the bits, in integers."""
+    def store_halves(self, value: Any, start: Any, index: int = 0) -> None:
+        """As `store`, rounded to bfloat16: the nearest, ties to even."""
         bits = self._builder.bitcast(value, self.integers)
         odd = self._builder.and_(self._builder.lshr(bits, self.whole_number(16)), self.whole_number(1))
         bits = self._builder.add(self._builder.add(bits, self.whole_number(0x7FFF)), odd)
         bits = self._builder.lshr(bits, self.whole_number(16))
         place = self.place(start, 2 * self._lanes * index, self.halves)
         self._builder.store(self._builder.trunc(bits, self.halves), place, align=2)
-        return bits
 
     def wide(self, bits: Any) -> Any:
         """What bfloat16's bits, in integers, stand for."""

@@ -46,39 +46,16 @@ def multiplier(kind: str) -> Any:
 
     It is called by address: inlined, it would be compiled for each of those that call it.
     """
-    numba = compiler().numba
-    tile1, tile2, tile3, tile4, tile5, tile6 = (_tile(rows, _VECTORS, kind, numba) for rows in range(1, ROWS + 1))
-    thin1, thin2, thin3, thin4, thin5, thin6 = (_tile(rows, 1, kind, numba) for rows in range(1, ROWS + 1))
+    wide, narrow = _of_any_rows(_VECTORS, kind), _of_any_rows(1, kind)
 
     def multiply(
         rows: Any, x: Any, stride: Any, step: Any, panel: Any, columns: Any, groups: Any, out: Any, out_stride: Any,
         more: Any, wanted: Any, at_once: Any,
     ) -> None:  # fmt: skip
         if columns > LANES:
-            if rows == 6:
-                tile6(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
-            elif rows == 5:
-                tile5(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
-            elif rows == 4:
-                tile4(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
-            elif rows == 3:
-                tile3(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
-            elif rows == 2:
-                tile2(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
-            else:
-                tile1(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
-        elif rows == 6:
-            thin6(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
-        elif rows == 5:
-            thin5(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
-        elif rows == 4:
-            thin4(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
-        elif rows == 3:
-            thin3(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
-        elif rows == 2:
-            thin2(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+            wide(rows, x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
         else:
-            thin1(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+            narrow(rows, x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
 
     return _by_address(multiply, 12)
 
@@ -190,6 +167,33 @@ def _call() -> Any:
         return numba.void(*[numba.int64] * (_HOOK + 1)), generate
 
     return call
+
+
+def _of_any_rows(vectors: int, kind: str) -> Any:
+    """Compiled into its callers: a tile of 1 to `ROWS` rows."""
+    tile1, tile2, tile3, tile4, tile5, tile6 = (
+        _tile(rows, vectors, kind, compiler().numba) for rows in range(1, ROWS + 1)
+    )
+
+    @compiler().function
+    def tile(
+        rows: Any, x: Any, stride: Any, step: Any, panel: Any, groups: Any, out: Any, out_stride: Any, more: Any,
+        wanted: Any, at_once: Any,
+    ) -> None:  # fmt: skip
+        if rows == 6:
+            tile6(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+        elif rows == 5:
+            tile5(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+        elif rows == 4:
+            tile4(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+        elif rows == 3:
+            tile3(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+        elif rows == 2:
+            tile2(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+        else:
+            tile1(x, stride, step, panel, groups, out, out_stride, more, wanted, at_once)
+
+    return tile
 
 
 def _tile(rows: int, vectors: int, kind: str, numba: Any) -> Any:

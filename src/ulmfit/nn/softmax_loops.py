@@ -13,7 +13,6 @@ from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, PANEL_ROW, ROWS, plain
 from ulmfit.nn.vectors import compiler
 
 _SMALLEST = -87.0  # e^x is a normal number from there on
-_GROUPS_AT_ONCE = 384  # of the terms of the states' gradient: all panels of so many stay in a core's cache
 _LANES = 512  # maxima and sums of a row, each of every 512th number: LLVM does not change the order of a sum
 SCRATCH = max(_LANES, ROWS * COLUMNS)  # numbers that a thread works with
 
