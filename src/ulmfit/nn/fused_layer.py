@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ulmfit.nn import fused_lstm
-from ulmfit.nn.processor import cpu_casts_to_bfloat16, cpu_has_avx2, cpu_has_tiles, cpu_multiplies_bfloat16
+from ulmfit.nn.processor import cpu_casts_to_bfloat16, cpu_has_avx2, cpu_multiplies_bfloat16
 from ulmfit.nn.vectors import LEAST_SIZE_TO_COMPILE
 
 
@@ -35,7 +35,7 @@ def kind_on(device: torch.device, bfloat16: bool, floats: bool) -> str | None:
     if device.type != "cpu" or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return None
     if bfloat16:
-        return "bf16" if cpu_casts_to_bfloat16() and cpu_multiplies_bfloat16() and not cpu_has_tiles() else None
+        return "bf16" if cpu_casts_to_bfloat16() and cpu_multiplies_bfloat16() else None
     return "fp32" if floats and cpu_has_avx2() else None
 
 

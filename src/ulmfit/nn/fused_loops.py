@@ -13,17 +13,17 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from ulmfit.nn import intrinsics, openmp
+from ulmfit.nn import matrix_tiles, openmp
 from ulmfit.nn.fused_cells import backward_cell, forward_cell
 from ulmfit.nn.intrinsics import prefetch
-from ulmfit.nn.register_tiles import COLUMNS, LANES, NEIGHBOURS, PANEL_ROW, ROWS, hook, multiplier, product
+from ulmfit.nn.register_tiles import COLUMNS, LANES, LINE, NEIGHBOURS, PANEL_ROW, hook, multiplier, product, rows_of
+from ulmfit.nn.turned_gates import AT_ONCE, beside, layout
 from ulmfit.nn.vectors import compiler
 
 DRAWS = 1 << 16  # values of the random number that decides whether a weight is kept
 _OF_FORWARD, _OF_BACKWARD = 14, 16  # arguments of the loops over all steps
 BLOCK = 4 * LANES  # gates of as many cells as a register holds
-_TILE = 4 * ROWS  # bytes of a tile's rows that are multiplied at once
-_TILES_AT_ONCE = 16  # of a weight gradient, that are laid out side by side
+_OF_TILES = 1 << 20  # bytes of panels that stay in a core's cache where whole tiles are multiplied
 
 
 @cache
@@ -63,25 +63,6 @@ def _dropping() -> tuple[Any, Any]:
         return (x >> u32(16)) < kept
 
     return parts, is_kept
-
-
-@cache
-def beside(kind: str) -> Any:
-    """What is multiplied at once, of two rows of bfloat16 side by side; of float32 a row alone."""
-    c = compiler()
-    halves, words, u32, copy = c.halves, c.words, c.numba.uint32, c.numbers["fp32"].convert
-
-    @c.function
-    def pair(n: Any, one_at: Any, other_at: Any, out_at: Any) -> None:
-        one, other, out = halves(one_at, n), halves(other_at, n), words(out_at, n)
-        for j in range(n):
-            out[j] = u32(one[j]) | u32(u32(other[j]) << u32(16))
-
-    @c.function
-    def alone(n: Any, one_at: Any, other_at: Any, out_at: Any) -> None:
-        copy(n, one_at, out_at)
-
-    return pair if kind == "bf16" else alone
 
 
 @cache
@@ -322,30 +303,12 @@ def _backward(kind: str) -> int:
 
 def _weight_gradients(kind: str) -> int:
     c, multiply, pair, neighbours = compiler(), multiplier(kind), beside(kind), NEIGHBOURS[kind]
-    (add, ask), move = summing(), intrinsics.copy()
-    floats, words, (parts, is_kept), gate_of = c.floats, c.words, _dropping(), _gate()
+    (add, ask), floats, (parts, is_kept), gate_of = summing(), c.floats, _dropping(), _gate()
+    turned_gates, most, of_tiles = layout(kind), rows_of(kind), matrix_tiles.multiplies(kind)
+    lay_out, place, stride_of, step_of = turned_gates.lay_out, turned_gates.place, turned_gates.stride, turned_gates.step
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
     size_of = compiler().numbers[kind].size
-
-    @c.function
-    def lay_out(gates: Any, raw: Any, rows: Any, groups: Any, block: Any, beside_at: Any, turned: Any) -> None:
-        """Of `_TILES_AT_ONCE` tiles of gates, what is multiplied at once side by side."""
-        first = block * _TILES_AT_ONCE * ROWS
-        n = min(gates - first, _TILES_AT_ONCE * ROWS)
-        for p in range(groups):
-            one = raw + (neighbours * p * gates + first) * size_of
-            if neighbours * p + 1 == rows:
-                pair(n, one, one, beside_at)
-                if neighbours > 1:  # the last row of an odd number is beside zeros
-                    of_pairs = words(beside_at, n)
-                    for j in range(n):
-                        of_pairs[j] &= u32(0xFFFF)
-            else:
-                pair(n, one, one + gates * size_of, beside_at)
-            at = turned + (block * _TILES_AT_ONCE * groups + p) * _TILE
-            for tile in range((n + ROWS - 1) // ROWS):
-                move(_TILE, beside_at + tile * _TILE, at + tile * groups * _TILE)
 
     @c.function
     def add_kept(
@@ -363,16 +326,16 @@ def _weight_gradients(kind: str) -> int:
         scale, kept, low, high = parts(a[5], a[6])
         turned, packed, of_inputs, of_state, at_once, of_zeros = a[9], a[10], a[12], a[13], a[14], a[15]
         gates, columns = 4 * padded, state_at + padded
-        panels, tiles = (state_at + size + COLUMNS - 1) // COLUMNS, (gates + ROWS - 1) // ROWS
-        blocks = (tiles + _TILES_AT_ONCE - 1) // _TILES_AT_ONCE
+        panels, tiles = (state_at + size + COLUMNS - 1) // COLUMNS, (gates + most - 1) // most
+        parts_of_gates = (gates + AT_ONCE - 1) // AT_ONCE
         thread, threads = i64(number()), i64(count())
         sums = a[11] + thread * COLUMNS * PANEL_ROW
         for begin in range(0, all_rows, at_once):
             rows = min(at_once, all_rows - begin)
             raw, both = a[7] + begin * gates * size_of, a[8] + begin * columns * size_of
             groups = (rows + neighbours - 1) // neighbours
-            for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
-                lay_out(gates, raw, rows, groups, block, sums, turned)
+            for part in range(parts_of_gates * thread // threads, parts_of_gates * (thread + 1) // threads):
+                lay_out(gates, raw, rows, groups, part, sums, turned)
             # The row behind the last of an odd number is that one again: its other factors are zeros.
             for p in range(groups * thread // threads, groups * (thread + 1) // threads):
                 one = both + neighbours * p * columns * size_of
@@ -382,30 +345,33 @@ def _weight_gradients(kind: str) -> int:
                     n, at = min(columns - first, COLUMNS), packed + (panel * groups + p) * PANEL_ROW
                     pair(n, one + first * size_of, other + first * size_of, at)
             barrier()
-            for panel in range(panels):
-                first, stop = panel * COLUMNS, min(state_at + size, (panel + 1) * COLUMNS)
-                skip = min(max(of_zeros - begin, 0) // neighbours, groups - 1) if first >= state_at else 0
-                at = packed + (panel * groups + skip) * PANEL_ROW
-                of_x, at_h = min(max(width - first, 0), stop - first), min(max(state_at, first), stop)
-                for tile in range(tiles * thread // threads, tiles * (thread + 1) // threads):
-                    top, bottom = tile * ROWS, min(gates, (tile + 1) * ROWS)
-                    x = turned + (tile * groups + skip) * _TILE
+            # Panels that stay in a core's cache while gates come from memory.
+            together = max(1, _OF_TILES // (groups * PANEL_ROW)) if of_tiles else 1
+            begin_tile, stop_tile = tiles * thread // threads, tiles * (thread + 1) // threads
+            for task in range((panels + together - 1) // together * (stop_tile - begin_tile)):
+                tile, start = begin_tile + task % (stop_tile - begin_tile), task // (stop_tile - begin_tile) * together
+                top, bottom = tile * most, min(gates, (tile + 1) * most)
+                for panel in range(start, min(panels, start + together)):
+                    first, stop = panel * COLUMNS, min(state_at + size, (panel + 1) * COLUMNS)
+                    skip = min(max(of_zeros - begin, 0) // neighbours, groups - 1) if first >= state_at else 0
+                    of_x, at_h = min(max(width - first, 0), stop - first), min(max(state_at, first), stop)
                     for q in range(top, bottom):
                         n = gate_of(q, size)
                         if n >= 0:
                             ask(of_inputs + (n * width + first) * 4, of_x * 4)
                             ask(of_state + (n * size + at_h - state_at) * 4, (stop - at_h) * 4)
                     multiply(
-                        bottom - top, x, 4, _TILE, at, stop - first, groups - skip, sums, PANEL_ROW, 0,
-                        x + groups * _TILE, _TILE,
+                        bottom - top, place(turned, groups, top, skip), stride_of(groups), step_of(groups),
+                        packed + (panel * groups + skip) * PANEL_ROW, stop - first, groups - skip, sums, PANEL_ROW, 0,
+                        place(turned, groups, top + most, 0), LINE,
                     )  # fmt: skip
                     for q in range(top, bottom):
                         n, row = gate_of(q, size), sums + (q - top) * PANEL_ROW
                         if n >= 0:
                             add(of_x, row, of_inputs + (n * width + first) * 4, begin > 0)
-                            start = n * size + at_h - state_at
+                            at = n * size + at_h - state_at
                             add_kept(
-                                stop - at_h, row + (at_h - first) * 4, of_state + start * 4, begin > 0, u32(start),
+                                stop - at_h, row + (at_h - first) * 4, of_state + at * 4, begin > 0, u32(at),
                                 scale, kept, low, high,
                             )  # fmt: skip
             barrier()

@@ -14,9 +14,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ulmfit.nn import openmp
+from ulmfit.nn import openmp, turned_gates
 from ulmfit.nn.fused_loops import BLOCK, DRAWS, kernels
-from ulmfit.nn.register_tiles import COLUMNS, LANES, NEIGHBOURS, ROWS, panels_of
+from ulmfit.nn.register_tiles import COLUMNS, LANES, NEIGHBOURS, panels_of
 from ulmfit.nn.vectors import compiles
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -160,7 +160,7 @@ def weight_gradients(weights: Weights, raw: Tensor, both: Tensor, from_zero: boo
     rows, neighbours = steps * texts, NEIGHBOURS[weights.kind]
     parts = max(1, -(-rows // (neighbours * _GROUPS_AT_ONCE)))
     groups = -(-rows // (neighbours * parts))
-    turned = torch.empty(-(-gates // ROWS) + 1, groups, ROWS, neighbours, dtype=weights.dtype)
+    turned = torch.empty(turned_gates.room(weights.kind, gates, groups), dtype=torch.int32)
     packed = weights.panels(panels_of(weights.columns), groups)
     of_inputs = torch.empty(weights.gates, weights.width)
     of_state = torch.empty(weights.gates, weights.size)

@@ -175,6 +175,41 @@ def copy() -> Any:
 
 
 @cache
+def transpose() -> Any:
+    """For compiled loops: 16 x 16 numbers of 32 bits from an address, and bytes from row to row, to another."""
+    numba, ir = import_module("numba"), import_module("llvmlite.ir")
+    i32, i64 = ir.IntType(32), ir.IntType(64)
+    numbers = ir.VectorType(i32, CELLS)
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        start, stride, out, out_stride = given
+
+        def at(begin: Any, between: Any, row: int) -> Any:
+            place = builder.add(begin, builder.mul(between, ir.Constant(i64, row)))
+            return builder.inttoptr(place, numbers.as_pointer())
+
+        def chosen(one: Any, other: Any, places: list[int]) -> Any:
+            return builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(i32, CELLS), places))
+
+        rows = [builder.load(at(start, stride, row), align=4) for row in range(CELLS)]
+        for size in (1, 2, 4, 8):  # blocks of this size beside the diagonal change places
+            for row in (each for each in range(CELLS) if not each & size):
+                one, other = rows[row], rows[row + size]
+                upper = [CELLS + each - size if each & size else each for each in range(CELLS)]
+                lower = [CELLS + each if each & size else each + size for each in range(CELLS)]
+                rows[row], rows[row + size] = chosen(one, other, upper), chosen(one, other, lower)
+        for row, each in enumerate(rows):
+            builder.store(each, at(out, out_stride, row), align=4)
+        return context.get_dummy_value()
+
+    @import_module("numba.extending").intrinsic  # type: ignore[untyped-decorator]
+    def transposed(context: Any, start: Any, stride: Any, out: Any, out_stride: Any) -> Any:
+        return numba.void(*[numba.int64] * 4), generate
+
+    return transposed
+
+
+@cache
 def integer() -> Any:
     """For compiled loops: the int32 at an address."""
     numba, ir = import_module("numba"), import_module("llvmlite.ir")
@@ -191,16 +226,17 @@ def integer() -> Any:
 
 
 @cache
-def prefetch() -> Any:
-    """For compiled loops: (address) -> nothing; the line of the cache there is fetched, to be written soon."""
+def prefetch(for_writing: bool = True) -> Any:
+    """For compiled loops: (address) -> nothing; the line of the cache there is fetched, to be written or read soon."""
     numba, ir = import_module("numba"), import_module("llvmlite.ir")
     i32, place = ir.IntType(32), ir.IntType(8).as_pointer()
+    level = 3 if for_writing else 2  # the first, or the second of the caches
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [place, i32, i32, i32])
         function = builder.module.declare_intrinsic("llvm.prefetch", [place], kind)
-        for_writing, keep_it, data = ir.Constant(i32, 1), ir.Constant(i32, 3), ir.Constant(i32, 1)
-        builder.call(function, [builder.inttoptr(given[0], place), for_writing, keep_it, data])
+        how = [ir.Constant(i32, each) for each in (int(for_writing), level, 1)]
+        builder.call(function, [builder.inttoptr(given[0], place), *how])
         return context.get_dummy_value()
 
     @import_module("numba.extending").intrinsic  # type: ignore[untyped-decorator]

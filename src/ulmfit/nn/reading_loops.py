@@ -13,11 +13,11 @@ from typing import Any
 
 from ulmfit.nn import intrinsics, openmp
 from ulmfit.nn.intrinsics import CELLS
-from ulmfit.nn.register_tiles import COLUMNS, PANEL_ROW, ROWS, plain_multiplier
+from ulmfit.nn.register_tiles import COLUMNS, MOST_ROWS, PANEL_ROW, plain_multiplier, rows_of
 from ulmfit.nn.vectors import compiler
 
-AHEAD = 8 * ROWS  # inputs that are multiplied together where steps have few rows: weights are loaded less often
-SCRATCH = 2 * ROWS * COLUMNS  # 32-bit sums of a tile, of inputs and of states
+AHEAD = 48  # inputs that are multiplied together where steps have few rows: weights are loaded less often
+SCRATCH = 2 * MOST_ROWS * COLUMNS  # 32-bit sums of a tile, of inputs and of states
 _ARGUMENTS = 35
 _UNITS = 8  # bytes: what a unit of a row is worth, and what the shift of the weights adds to its sums
 
@@ -27,7 +27,7 @@ def layer(kind: str) -> int:
     """Address of the loop over all steps of a layer in "bf16" or "int8"."""
     c, multiply, (take, reduce) = compiler(), plain_multiplier(kind), _rows(kind)
     cell, copy, pool, integer = intrinsics.cell(kind), intrinsics.copy(), intrinsics.pool(), intrinsics.integer()
-    i64, carray = c.numba.int64, c.numba.carray
+    i64, carray, most_rows = c.numba.int64, c.numba.carray, rows_of(kind)
     number, count, barrier = openmp.team()
 
     @c.function
@@ -60,16 +60,16 @@ def layer(kind: str) -> int:
             node, stop = integer(starts + 4 * t), integer(starts + 4 * (t + 1))
             n = stop - node
             old, new, now = (t + 1) % 2 * most, t % 2 * most, states + node * kept
-            few = n <= ROWS
+            few = n <= most_rows
             if few and node >= ahead_stop:
                 ahead_first, ahead_stop, last = node, stop, t + 2
                 while last <= steps:
                     following = integer(starts + 4 * last)
-                    if following > node + AHEAD or following > ahead_stop + ROWS:
+                    if following > node + AHEAD or following > ahead_stop + most_rows:
                         break
                     ahead_stop = following
                     last += 1
-                tiles = (ahead_stop - node + ROWS - 1) // ROWS
+                tiles = (ahead_stop - node + most_rows - 1) // most_rows
                 # The same panels as below, where a tile has all rows: nobody has to wait for another's sums.
                 for panel in range(share(panels, thread, threads), share(panels, thread + 1, threads)):
                     for tile in range(tiles):
@@ -78,7 +78,7 @@ def layer(kind: str) -> int:
                             high - low, x + (node + low) * x_row, x_row, weights_x + panel * x_row * COLUMNS,
                             groups_x, ahead + low * sums_row + panel * PANEL_ROW, sums_row,
                         )  # fmt: skip
-            tiles = (n + ROWS - 1) // ROWS
+            tiles = (n + most_rows - 1) // most_rows
             for task in range(share(panels * tiles, thread, threads), share(panels * tiles, thread + 1, threads)):
                 panel, tile = task // tiles, task % tiles
                 low, high = share(n, tile, tiles), share(n, tile + 1, tiles)

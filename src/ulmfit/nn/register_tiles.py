@@ -3,7 +3,7 @@
 AVX-512 BF16 and VNNI multiply two or four neighbours of a row with those of a column and add the products to a 32-bit
 sum; for float32 there is AVX-512 or AVX2. Numba knows none of that, so that a tile is put together in LLVM's language.
 On two cores of a Zen 4 it reaches what they can do (225 GFLOP/s each in bfloat16, 113 in float32), also with a few
-rows, where oneDNN reaches four fifths.
+rows, where oneDNN reaches four fifths. Where the processor has registers for whole tiles, it is those (`matrix_tiles`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,26 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from ulmfit.nn import matrix_tiles
 from ulmfit.nn.processor import cpu_has_avx512
 from ulmfit.nn.vectors import compiler
 
 LANES, _VECTORS = (16, 4) if cpu_has_avx512() else (8, 2)  # 32-bit numbers in a register, registers of columns
-ROWS = 6  # of a tile: with four vectors of columns it takes 24 of 32 registers for sums (AVX2: 12 of 16), 4 for weights
+_ROWS = 6  # of a tile: with four vectors of columns it takes 24 of 32 registers for sums (AVX2: 12 of 16), 4 for weights
+MOST_ROWS = max(_ROWS, matrix_tiles.ROWS)  # of a tile of any kind
 COLUMNS = LANES * _VECTORS  # of a tile
 PANEL_ROW = 4 * COLUMNS  # bytes: the neighbours of each column
 NEIGHBOURS = {"fp32": 1, "bf16": 2, "int8": 4}  # that are multiplied at once
 _BLOCK = 512  # groups of a panel that are multiplied with all rows: they and the next ones stay in a core's cache
+_ALIGNED = 16  # blocks have whole steps of AMX, but for the last
 _GROUP = 4  # bytes of x that are multiplied at once
 _HOOK = 6  # arguments that a product's hooks are called with
-_LINE = 64  # bytes that are fetched at once
+LINE = 64  # bytes that are fetched at once
+
+
+def rows_of(kind: str) -> int:
+    """How many rows a tile of such products has at most."""
+    return matrix_tiles.ROWS if matrix_tiles.multiplies(kind) else _ROWS
 
 
 def panels_of(columns: int) -> int:
@@ -35,10 +43,10 @@ def panels_of(columns: int) -> int:
 
 @cache
 def multiplier(kind: str) -> Any:
-    """The sums of a product for 1 to `ROWS` rows and `COLUMNS` columns, compiled; for one of `NEIGHBOURS`.
+    """The sums of a product for 1 to `rows_of(kind)` rows and `COLUMNS` columns, compiled; for one of `NEIGHBOURS`.
 
     Its arguments, all integers: rows; address of x (rows, groups, neighbours), bytes from one row to the next and from
-    one group to the next; address of a panel of weights (groups, `COLUMNS`, neighbours) and how many of its columns are
+    one group to the next (in `matrix_tiles` they lie side by side); address of a panel of weights (groups, `COLUMNS`, neighbours) and how many of its columns are
     wanted (of the others' sums some are left out); groups, at least one; address of the sums (rows, `COLUMNS`) and
     bytes from row to row; whether they go on from what is there (else from zero); the address of what is wanted next,
     and how much of it is fetched with each group, in bytes up to a line of the cache. 8-bit numbers are signed in x,
@@ -46,6 +54,16 @@ def multiplier(kind: str) -> Any:
 
     It is called by address: inlined, it would be compiled for each of those that call it.
     """
+    if matrix_tiles.multiplies(kind):
+        of_tiles = matrix_tiles.multiplier(kind, PANEL_ROW)
+
+        def multiply_tiles(
+            rows: Any, x: Any, stride: Any, step: Any, panel: Any, columns: Any, groups: Any, out: Any, out_stride: Any,
+            more: Any, wanted: Any, at_once: Any,
+        ) -> None:  # fmt: skip
+            of_tiles(rows, x, stride, panel, columns, groups, out, out_stride, more, wanted, at_once)
+
+        return _by_address(multiply_tiles, 12)
     wide, narrow = _of_any_rows(_VECTORS, kind), _of_any_rows(1, kind)
 
     def multiply(
@@ -93,14 +111,19 @@ def product(kind: str) -> Any:
 
     Weights are multiplied with all rows in blocks, while the block after them is fetched: they come from memory.
     """
-    multiply, call = multiplier(kind), _call()
+    multiply, call, of_tile = multiplier(kind), _call(), rows_of(kind)
+
+    @compiler().function
+    def edge(groups: Any, block: Any, blocks: Any) -> Any:
+        """Where a block begins."""
+        return groups if block >= blocks else groups * block // blocks // _ALIGNED * _ALIGNED
 
     def part(
         rows: Any, x: Any, stride: Any, packed: Any, groups: Any, used: Any, together: Any, start: Any, units: Any,
         columns: Any, out: Any, row_bytes: Any, unit_bytes: Any, finish: Any, soon: Any, given: Any, time: Any,
         thread: Any, threads: Any,
     ) -> None:  # fmt: skip
-        count, panel_bytes, blocks = (rows + ROWS - 1) // ROWS, groups * PANEL_ROW, (used + _BLOCK - 1) // _BLOCK
+        count, panel_bytes, blocks = (rows + of_tile - 1) // of_tile, groups * PANEL_ROW, (used + _BLOCK - 1) // _BLOCK
         tasks = (units - start) * count
         task, stop = tasks * thread // threads, tasks * (thread + 1) // threads
         begin = start + task // count
@@ -111,16 +134,16 @@ def product(kind: str) -> Any:
             sums = out + unit * unit_bytes
             for each in range(together * blocks):
                 index, block = unit * together + each // blocks, each % blocks
-                done, panel = used * block // blocks, packed + index * panel_bytes
-                n = used * (block + 1) // blocks - done
+                done, panel = edge(used, block, blocks), packed + index * panel_bytes
+                n = edge(used, block + 1, blocks) - done
                 at = panel + done * PANEL_ROW
                 # What is wanted next: the next block, the next panel's first or, in the next step, this thread's first.
-                wanted, lines = at + n * PANEL_ROW, used * (block + 2) // blocks - done - n
+                wanted, lines = at + n * PANEL_ROW, edge(used, block + 2, blocks) - done - n
                 if block + 1 == blocks:
                     wanted, lines = panel + panel_bytes, used // blocks
                     if task == stop and each + 1 == together * blocks:
                         wanted = packed + begin * together * panel_bytes
-                lines, asked = lines * (PANEL_ROW // _LINE), 0
+                lines, asked = lines * (PANEL_ROW // LINE), 0
                 for tile in range(first, last):
                     top, bottom = rows * tile // count, rows * (tile + 1) // count
                     tile_sums, ahead, at_once = sums + top * row_bytes, at, 0
@@ -128,7 +151,7 @@ def product(kind: str) -> Any:
                         some, most = (bottom - top) * block // blocks, (bottom - top) * (block + 1) // blocks
                         call(soon, given, time, unit, top + some, top + most, tile_sums)
                     if tile > first and asked < lines:
-                        ahead, at_once = wanted + asked * _LINE, _LINE
+                        ahead, at_once = wanted + asked * LINE, LINE
                         asked += n
                     multiply(
                         bottom - top, x + top * stride + done * _GROUP, stride, _GROUP, at,
@@ -170,9 +193,9 @@ def _call() -> Any:
 
 
 def _of_any_rows(vectors: int, kind: str) -> Any:
-    """Compiled into its callers: a tile of 1 to `ROWS` rows."""
+    """Compiled into its callers: a tile of 1 to `_ROWS` rows."""
     tile1, tile2, tile3, tile4, tile5, tile6 = (
-        _tile(rows, vectors, kind, compiler().numba) for rows in range(1, ROWS + 1)
+        _tile(rows, vectors, kind, compiler().numba) for rows in range(1, _ROWS + 1)
     )
 
     @compiler().function

@@ -7,14 +7,15 @@ from functools import cache
 from typing import Any
 
 from ulmfit.nn import openmp
-from ulmfit.nn.fused_loops import beside, summing
+from ulmfit.nn.fused_loops import summing
 from ulmfit.nn.intrinsics import POWERS, TO_NEAREST
-from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, PANEL_ROW, ROWS, plain_multiplier, product
+from ulmfit.nn.register_tiles import COLUMNS, MOST_ROWS, NEIGHBOURS, PANEL_ROW, plain_multiplier, product, rows_of
+from ulmfit.nn.turned_gates import beside
 from ulmfit.nn.vectors import compiler
 
 _SMALLEST = -87.0  # e^x is a normal number from there on
 _LANES = 512  # maxima and sums of a row, each of every 512th number: LLVM does not change the order of a sum
-SCRATCH = max(_LANES, ROWS * COLUMNS)  # numbers that a thread works with
+SCRATCH = max(_LANES, MOST_ROWS * COLUMNS)  # numbers that a thread works with
 
 
 @cache
@@ -32,6 +33,7 @@ def entry(kind: str) -> int:
     log2_e, smallest, to_nearest, one = f32(math.log2(math.e)), f32(_SMALLEST), f32(TO_NEAREST), f32(1)
     p0, p1, p2, p3, p4, p5 = map(f32, POWERS)
     number, count, barrier = openmp.team()
+    most_rows = rows_of(kind)
 
     @c.function
     def power(x: Any) -> Any:
@@ -144,7 +146,7 @@ def entry(kind: str) -> int:
                 PANEL_ROW, 0, 0, 0, 0, thread, threads,
             )  # fmt: skip
         if of_weight:
-            tiles = (size + ROWS - 1) // ROWS
+            tiles = (size + most_rows - 1) // most_rows
             for task in range(panels * tiles * thread // threads, panels * tiles * (thread + 1) // threads):
                 panel, tile = task // tiles, task % tiles
                 top, bottom = size * tile // tiles, size * (tile + 1) // tiles
