@@ -51,7 +51,7 @@ def forward_cell(kind: str) -> Any:
         new = v.fma(of_f, v.load(before), builder.fmul(of_i, of_g))
         v.store(new, after)
         for index, each in enumerate((of_i, of_f, of_g, of_o)):
-            store(each, gates, index)
+            store(each, gates, index, past_caches=True)
         top, bottom = v.tanh(new)
         store(builder.fmul(of_o, builder.fdiv(top, bottom)), output)
 

@@ -10,15 +10,16 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ulmfit.nn import openmp
 from ulmfit.nn.fused_lstm import Weights
-from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, panels_of
+from ulmfit.nn.register_tiles import COLUMNS, LANES, NEIGHBOURS, panels_of
+from ulmfit.nn.softmax_cells import LOWEST
 from ulmfit.nn.softmax_loops import SCRATCH, entry
 from ulmfit.nn.vectors import compiles
 
-CHUNK = 576  # rows whose logits exist at a time
+CHUNK = 288  # rows whose logits exist at a time
 
 
 @cache
@@ -69,16 +70,18 @@ def cross_entropy(
     turned = torch.empty(size, weights.odd_lines(n + 1), dtype=weights.dtype)
     turned[:, :n], turned[:, n] = x[:, :size].t(), 0  # a zero for a pair that is not whole
     chunk = min(n, chunk + chunk % neighbours)
-    logits = torch.empty(chunk, panels * COLUMNS)
-    grads = logits if kind == "fp32" else torch.empty(chunk, panels * COLUMNS, dtype=weights.dtype)
-    grads[:, vocab:] = 0
-    packed = weights.panels(panels, -(-chunk // neighbours)) if of_weight else logits
+    logits = torch.empty(panels, chunk, COLUMNS)
+    grads = torch.empty(chunk, panels * COLUMNS, dtype=weights.dtype)
+    # In float32 gradients lie as logits do, and take their place.
+    packed = weights.panels(panels, -(-chunk // neighbours)) if of_weight and kind != "fp32" else logits
     found = torch.empty(n, 2)
     of_states = torch.empty(chunk, panels_of(size) * COLUMNS)
     of_weights = torch.empty(size, panels * COLUMNS) if of_weight else None
-    of_biases = torch.zeros(threads, vocab)
-    scratch = torch.empty(threads, SCRATCH)
-    bias, targets = bias.float().contiguous(), targets.int()
+    of_biases = torch.zeros(threads, panels * COLUMNS)
+    parts = torch.full((chunk, 2, -(-panels // LANES) * LANES), LOWEST)  # largest logits of panels, and sums
+    parts[:, 1], scratch = 0, torch.empty(threads, SCRATCH)
+    bias = nn.functional.pad(bias.float(), (0, panels * COLUMNS - vocab), value=LOWEST).contiguous()
+    targets = targets.int()
     grad_hidden = torch.empty_like(hidden) if of_hidden else None
     for start in range(0, n, chunk):
         rows = min(chunk, n - start)
@@ -87,7 +90,8 @@ def cross_entropy(
             turned[:, start:], turned.stride(0) * turned.itemsize, weights.forward, weights.groups,
             logits if weights.back is None else weights.back, bias, targets[start:], logits, grads, packed,
             found[start:], of_states if of_hidden else 0, 0 if of_weights is None else of_weights,
-            of_biases, int(start > 0), scratch, int(of_hidden or of_weight or of_bias),
+            of_biases, int(start > 0), int(of_hidden or of_weight or of_bias), parts, parts.stride(1) * 4,
+            scratch,
             alone=weights.is_little(rows),
         )  # fmt: skip
         if grad_hidden is not None:
@@ -96,5 +100,5 @@ def cross_entropy(
         (found[:, 0].log().double() + found[:, 1]).sum(),
         grad_hidden,
         None if of_weights is None else of_weights[:, :vocab].t(),
-        of_biases.sum(0) if of_bias else None,
+        of_biases[:, :vocab].sum(0) if of_bias else None,
     )

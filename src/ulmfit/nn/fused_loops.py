@@ -13,9 +13,10 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from ulmfit.nn import matrix_tiles, openmp
+from ulmfit.nn import openmp
 from ulmfit.nn.fused_cells import backward_cell, forward_cell
 from ulmfit.nn.intrinsics import prefetch
+from ulmfit.nn.processor import second_cache
 from ulmfit.nn.register_tiles import COLUMNS, LANES, LINE, NEIGHBOURS, PANEL_ROW, hook, multiplier, product, rows_of
 from ulmfit.nn.turned_gates import AT_ONCE, beside, layout
 from ulmfit.nn.vectors import compiler
@@ -23,7 +24,6 @@ from ulmfit.nn.vectors import compiler
 DRAWS = 1 << 16  # values of the random number that decides whether a weight is kept
 _OF_FORWARD, _OF_BACKWARD = 14, 16  # arguments of the loops over all steps
 BLOCK = 4 * LANES  # gates of as many cells as a register holds
-_OF_TILES = 1 << 20  # bytes of panels that stay in a core's cache where whole tiles are multiplied
 
 
 @cache
@@ -199,7 +199,6 @@ def _forward(kind: str) -> int:
         for b in range(top, bottom):
             at = t * rows + b
             ask(inputs + b * inputs_row, sums_row)
-            ask(gates + (at * 4 * size + block * BLOCK) * size_of, BLOCK * size_of)
             ask(cells + (at * size + place) * 4, LANES * 4)
             ask(cells + ((at + rows) * size + place) * 4, LANES * 4)
             ask(both + (at + rows) * stride + (state_at + place) * size_of, LANES * size_of)
@@ -304,7 +303,7 @@ def _backward(kind: str) -> int:
 def _weight_gradients(kind: str) -> int:
     c, multiply, pair, neighbours = compiler(), multiplier(kind), beside(kind), NEIGHBOURS[kind]
     (add, ask), floats, (parts, is_kept), gate_of = summing(), c.floats, _dropping(), _gate()
-    turned_gates, most, of_tiles = layout(kind), rows_of(kind), matrix_tiles.multiplies(kind)
+    turned_gates, most, cached = layout(kind), rows_of(kind), second_cache() // 2
     lay_out, place, stride_of, step_of = turned_gates.lay_out, turned_gates.place, turned_gates.stride, turned_gates.step
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
@@ -346,7 +345,7 @@ def _weight_gradients(kind: str) -> int:
                     pair(n, one + first * size_of, other + first * size_of, at)
             barrier()
             # Panels that stay in a core's cache while gates come from memory.
-            together = max(1, _OF_TILES // (groups * PANEL_ROW)) if of_tiles else 1
+            together = max(1, cached // (groups * PANEL_ROW))
             begin_tile, stop_tile = tiles * thread // threads, tiles * (thread + 1) // threads
             for task in range((panels + together - 1) // together * (stop_tile - begin_tile)):
                 tile, start = begin_tile + task % (stop_tile - begin_tile), task // (stop_tile - begin_tile) * together

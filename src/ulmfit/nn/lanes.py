@@ -5,12 +5,16 @@ Numba compiles loops of as few numbers badly, and takes long for many of them.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from importlib import import_module
 from itertools import zip_longest
 from typing import Any
 
+from ulmfit.nn.intrinsics import POWERS, TO_NEAREST
+
 _LEVELS = 11  # of the continued fraction: within 5e-7 of tanh
+SMALLEST = -75.0  # e^x below counts as 0: of 1e5 pieces, shares are numbers that processors multiply fast
 _LARGEST = 7.35  # beyond, tanh is 1 as exactly
 
 
@@ -24,10 +28,12 @@ class Lanes:
         self.floats, self.integers, self.halves = (
             self._ir.VectorType(each, lanes) for each in (self.f32, self.i32, self.i16)
         )
-        name = f"llvm.fma.v{lanes}f32"
-        self._fused = builder.module.globals.get(name)
-        if self._fused is None:
-            self._fused = self._ir.Function(builder.module, self._ir.FunctionType(self.floats, [self.floats] * 3), name)
+        self._fused = self._function(f"llvm.fma.v{lanes}f32", self.floats, [self.floats] * 3)
+
+    def _function(self, name: str, found: Any, given: Any) -> Any:
+        """One of LLVM's own, declared once in a module."""
+        there, module = self._builder.module.globals.get(name), self._builder.module
+        return self._ir.Function(module, self._ir.FunctionType(found, given), name) if there is None else there
 
     def number(self, value: float) -> Any:
         return self._ir.Constant(self.floats, [value] * self._lanes)
@@ -46,22 +52,63 @@ class Lanes:
         place = self.place(start, 4 * self._lanes * index, self.floats)
         return self._builder.load(place, align=4)
 
-    def store(self, value: Any, start: Any, index: int = 0) -> None:
-        self._builder.store(value, self.place(start, 4 * self._lanes * index, value.type), align=4)
+    def store(self, value: Any, start: Any, index: int = 0, past_caches: bool = False) -> None:
+        """`past_caches`: to memory, for what is not read soon; `start` is a multiple of what is stored in bytes."""
+        self._put(value, self.place(start, 4 * self._lanes * index, value.type), 4 * self._lanes, past_caches)
+
+    def everywhere(self, start: Any, index: int = 0) -> Any:
+        """The `index`-th float32 behind `start`, in all places."""
+        return self.filled(self._builder.load(self.place(start, 4 * index, self.f32), align=4))
+
+    def filled(self, one: Any) -> Any:
+        """One float32 in all places."""
+        undefined = self._ir.Constant(self.floats, self._ir.Undefined)
+        first = self._builder.insert_element(undefined, one, self._ir.Constant(self.i32, 0))
+        return self._builder.shuffle_vector(first, undefined, self.whole_number(0))
+
+    def store_one(self, value: Any, start: Any) -> None:
+        self._builder.store(value, self.place(start, 0, self.f32), align=4)
+
+    def most(self, value: Any) -> Any:
+        """The largest of all places."""
+        name = f"llvm.vector.reduce.fmax.v{self._lanes}f32"
+        return self._builder.call(self._function(name, self.f32, [self.floats]), [value])
+
+    def sum(self, value: Any) -> Any:
+        """Of all places, in an order that suits the processor."""
+        name = f"llvm.vector.reduce.fadd.v{self._lanes}f32"
+        zero = self._ir.Constant(self.f32, 0)
+        function = self._function(name, self.f32, [self.f32, self.floats])
+        return self._builder.call(function, [zero, value], fastmath=("reassoc",))
 
     def load_halves(self, start: Any, index: int = 0) -> Any:
         """As `load`, of bfloat16."""
         found = self._builder.load(self.place(start, 2 * self._lanes * index, self.halves), align=2)
         return self.wide(self._builder.zext(found, self.integers))
 
-    def store_halves(self, value: Any, start: Any, index: int = 0) -> None:
-        """As `store`, rounded to bfloat16: the nearest, ties to even."""
+    def store_halves(self, value: Any, start: Any, index: int = 0, past_caches: bool = False) -> None:
+        """As `store`, rounded to bfloat16."""
+        place = self.place(start, 2 * self._lanes * index, self.halves)
+        bits = self._builder.lshr(self.rounded(value), self.whole_number(16))
+        self._put(self._builder.trunc(bits, self.halves), place, 2 * self._lanes, past_caches)
+
+    def store_pairs(self, one: Any, other: Any, start: Any, index: int = 0, past_caches: bool = False) -> None:
+        """Of two, each number rounded to bfloat16 and beside that of the other."""
+        low = self._builder.lshr(self.rounded(one), self.whole_number(16))
+        high = self._builder.and_(self.rounded(other), self.whole_number(-0x10000))
+        self.store(self._builder.or_(low, high), start, index, past_caches)
+
+    def rounded(self, value: Any) -> Any:
+        """Bits whose upper half is the nearest bfloat16, ties to even."""
         bits = self._builder.bitcast(value, self.integers)
         odd = self._builder.and_(self._builder.lshr(bits, self.whole_number(16)), self.whole_number(1))
-        bits = self._builder.add(self._builder.add(bits, self.whole_number(0x7FFF)), odd)
-        bits = self._builder.lshr(bits, self.whole_number(16))
-        place = self.place(start, 2 * self._lanes * index, self.halves)
-        self._builder.store(self._builder.trunc(bits, self.halves), place, align=2)
+        return self._builder.add(self._builder.add(bits, self.whole_number(0x7FFF)), odd)
+
+    def _put(self, value: Any, place: Any, size: int, past_caches: bool) -> None:
+        stored = self._builder.store(value, place, align=size if past_caches else 2)
+        if past_caches:
+            one = self._ir.Constant(self.i32, 1)
+            stored.set_metadata("nontemporal", self._builder.module.add_metadata([one]))
 
     def wide(self, bits: Any) -> Any:
         """What bfloat16's bits, in integers, stand for."""
@@ -91,6 +138,20 @@ class Lanes:
         for each in reversed(others):
             total = self.fma(total, x, self.number(each))
         return total
+
+    def larger(self, a: Any, b: Any) -> Any:
+        """Of each two; b where a is not a number."""
+        return self._builder.select(self._builder.fcmp_ordered(">", a, b), a, b)
+
+    def power(self, x: Any) -> Any:
+        """e^x for x <= 0, to 2e-7 of it, or 0 (`SMALLEST`); what is not a number stays it."""
+        exponent = self._builder.fmul(self.larger(self.number(SMALLEST), x), self.number(math.log2(math.e)))
+        shifted = self._builder.fadd(exponent, self.number(TO_NEAREST))
+        rest = self._builder.fsub(exponent, self._builder.fsub(shifted, self.number(TO_NEAREST)))
+        whole = self._builder.shl(self._builder.bitcast(shifted, self.integers), self.whole_number(23))
+        found = self._builder.fmul(self._builder.bitcast(whole, self.floats), self.polynomial(rest, POWERS))
+        too_small = self._builder.fcmp_ordered("<", x, self.number(SMALLEST))
+        return self._builder.select(too_small, self.number(0), found)
 
     def tanh(self, x: Any) -> tuple[Any, Any]:
         """Its numerator and denominator: several fractions take one division."""

@@ -87,7 +87,7 @@ def multiplier(kind: str, panel_row: int) -> Any:
 
     @compiler().function
     def many(
-        x: Any, stride: Any, panel: Any, steps: Any, out: Any, out_stride: Any, more: Any, wanted: Any, at_once: Any
+        x: Any, stride: Any, panel: Any, steps: Any, out: Any, out_stride: Any, more: Any, wanted: Any, portions: Any
     ) -> None:
         lower, lower_out = x + SIDE * stride, out + SIDE * out_stride
         if more:
@@ -110,9 +110,9 @@ def multiplier(kind: str, panel_row: int) -> Any:
             bottom(lower + k * _BYTES, stride)
             bottom_left()
             bottom_right()
-            if at_once:
+            for portion in range(portions):
                 for line in range(SIDE // 2):
-                    fetch(wanted + (k * SIDE // 2 + line) * at_once)
+                    fetch(wanted + ((k * portions + portion) * SIDE // 2 + line) * _BYTES)
         put0(out, out_stride)
         put1(out + of_columns, out_stride)
         put2(lower_out, out_stride)
@@ -128,6 +128,7 @@ def multiplier(kind: str, panel_row: int) -> Any:
         for start in range(0, groups, max(whole, 1) * SIDE):
             steps, each = (whole, SIDE) if start + SIDE <= groups else (1, groups - start)
             configure(shapes_at + ((rows - 1) * SIDE + each - 1) * 64)
+            portions = at_once // _BYTES if start == 0 else 0
             a, b, go_on = x + start * 4, panel + start * panel_row, more or start > 0
             if rows <= SIDE:
                 few(a, stride, b, steps, out, out_stride, go_on)
@@ -136,7 +137,7 @@ def multiplier(kind: str, panel_row: int) -> Any:
                     at = half * 2 * of_columns
                     many(
                         a, stride, b + at, steps, out + at, out_stride, go_on,
-                        wanted + half * at_once * (groups // 2), at_once,
+                        wanted + half * portions * groups // 2 * _BYTES, portions,
                     )  # fmt: skip
         release()
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+
 import torch
+
+_SECOND_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+_USUAL_CACHE = 1 << 20
 
 
 def cpu_multiplies_bfloat16() -> bool:
@@ -28,6 +34,16 @@ def cpu_has_avx2() -> bool:
 def cpu_multiplies_int8() -> bool:
     """Whether it adds up products of 8-bit numbers in 32 bits (VNNI), as oneDNN's kernels want it."""
     return _cpu_has("_is_vnni_supported")
+
+
+@cache
+def second_cache() -> int:
+    """Bytes of a core's second cache, or a usual size where the system does not say (other than Linux)."""
+    try:
+        kilobytes = _SECOND_CACHE.read_text(encoding="ascii").strip().removesuffix("K")
+    except (OSError, UnicodeError):
+        return _USUAL_CACHE
+    return int(kilobytes) << 10 if kilobytes.isdecimal() else _USUAL_CACHE
 
 
 def cpu_casts_to_bfloat16() -> bool:

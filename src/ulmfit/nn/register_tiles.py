@@ -150,9 +150,10 @@ def product(kind: str) -> Any:
                     if soon and each >= (together - 1) * blocks:
                         some, most = (bottom - top) * block // blocks, (bottom - top) * (block + 1) // blocks
                         call(soon, given, time, unit, top + some, top + most, tile_sums)
-                    if tile > first and asked < lines:
-                        ahead, at_once = wanted + asked * LINE, LINE
-                        asked += n
+                    if (tile > first or of_tile > _ROWS) and asked < lines:
+                        each_group = (lines + (last - first) * n - 1) // ((last - first) * n) if of_tile > _ROWS else 1
+                        ahead, at_once = wanted + asked * LINE, LINE * each_group
+                        asked += n * each_group
                     multiply(
                         bottom - top, x + top * stride + done * _GROUP, stride, _GROUP, at,
                         columns - index * COLUMNS, n, tile_sums + each // blocks * PANEL_ROW, row_bytes, done, ahead,

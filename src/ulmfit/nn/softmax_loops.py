@@ -1,4 +1,8 @@
-"""The loop of `fused_cross_entropy`, compiled: see there for what its arguments are."""
+"""The loop of `fused_cross_entropy`, compiled: see there for what its arguments are.
+
+Logits lie panel by panel, and in each row by row. They become part of their rows' largest and sum while they are in a
+core's cache. Gradients are made for some rows at a time, for few memory pages can be written to in turns.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,24 @@ from typing import Any
 from ulmfit.nn import openmp
 from ulmfit.nn.fused_loops import summing
 from ulmfit.nn.intrinsics import POWERS, TO_NEAREST
-from ulmfit.nn.register_tiles import COLUMNS, MOST_ROWS, NEIGHBOURS, PANEL_ROW, plain_multiplier, product, rows_of
-from ulmfit.nn.turned_gates import beside
+from ulmfit.nn.lanes import SMALLEST
+from ulmfit.nn.register_tiles import (
+    COLUMNS,
+    LANES,
+    MOST_ROWS,
+    NEIGHBOURS,
+    PANEL_ROW,
+    hook,
+    plain_multiplier,
+    product,
+    rows_of,
+)
+from ulmfit.nn.softmax_cells import LOWEST, add_bias, gradients, merge
 from ulmfit.nn.vectors import compiler
 
-_SMALLEST = -87.0  # e^x is a normal number from there on
-_LANES = 512  # maxima and sums of a row, each of every 512th number: LLVM does not change the order of a sum
-SCRATCH = max(_LANES, MOST_ROWS * COLUMNS)  # numbers that a thread works with
+SCRATCH = MOST_ROWS * COLUMNS  # numbers that a thread works with
+_ARGUMENTS = 24
+_PAIRS_AT_ONCE = 16  # of rows, or rows where one is multiplied at once
 
 
 @cache
@@ -26,118 +41,115 @@ def entry(kind: str) -> int:
         Exception: of many kinds, where Numba does not work, or torch has no OpenMP that it could use.
     """
     c, numbers, neighbours = compiler(), compiler().numbers[kind], NEIGHBOURS[kind]
-    multiply, multiply_all, pair, (add, ask) = plain_multiplier(kind), product(kind), beside(kind), summing()
-    floats, integers, of_kind, narrow, size_of = c.floats, c.integers, numbers.at, numbers.narrow, numbers.size
+    multiply, multiply_all, (add, ask) = plain_multiplier(kind), product(kind), summing()
+    with_bias, merged, of_panel, most_rows = add_bias(), merge(), gradients(kind), rows_of(kind)
+    floats, integers, longs, address = c.floats, c.integers, c.longs, c.address
+    of_kind, narrow, size_of = numbers.at, numbers.narrow, numbers.size
     as_bits, as_float = c.as_bits, c.as_float
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
-    log2_e, smallest, to_nearest, one = f32(math.log2(math.e)), f32(_SMALLEST), f32(TO_NEAREST), f32(1)
+    log2_e, smallest, to_nearest, one, lowest = map(f32, (math.log2(math.e), SMALLEST, TO_NEAREST, 1, LOWEST))
     p0, p1, p2, p3, p4, p5 = map(f32, POWERS)
     number, count, barrier = openmp.team()
-    most_rows = rows_of(kind)
 
     @c.function
     def power(x: Any) -> Any:
-        """e^x for x <= 0, to 2e-7 of it."""
+        """As `Lanes.power`."""
         exponent = (smallest if x < smallest else x) * log2_e  # what is not a number stays it
         shifted = exponent + to_nearest
         rest = exponent - (shifted - to_nearest)
-        return as_float(u32(as_bits(shifted) << u32(23))) * (
+        found = as_float(u32(as_bits(shifted) << u32(23))) * (
             ((((p5 * rest + p4) * rest + p3) * rest + p2) * rest + p1) * rest + p0
         )
+        return f32(0) if x < smallest else found
+
+    def finish(given: Any, time: Any, panel: Any, top: Any, bottom: Any, sums: Any) -> None:
+        a = longs(given, _ARGUMENTS)
+        bias, parts, part_bytes = a[10] + panel * PANEL_ROW, a[21] + panel * 4, a[22]
+        for r in range(top, bottom):
+            at = parts + 2 * r * part_bytes
+            with_bias(sums + (r - top) * PANEL_ROW, bias, at, at + part_bytes)
+
+    finish_at = hook(finish)
 
     @c.function
-    def find_largest(n: Any, row_at: Any, bias_at: Any, most_at: Any) -> None:
-        row, bias, most = floats(row_at, n), floats(bias_at, n), floats(most_at, n)
-        for j in range(n):
-            logit = row[j] + bias[j]
-            row[j] = logit
-            most[j] = logit if logit > most[j] else most[j]
+    def logit_at(logits: Any, rows: Any, row: Any, piece: Any) -> Any:
+        return logits + (piece // COLUMNS * rows + row) * PANEL_ROW + piece % COLUMNS * 4
 
     @c.function
-    def find_sum(n: Any, row_at: Any, most: Any, total_at: Any) -> None:
-        row, total = floats(row_at, n), floats(total_at, n)
-        for j in range(n):
-            row[j] = power(row[j] - most)
-            total[j] += row[j]
-
-    @c.function
-    def fold(lanes_at: Any, most: Any) -> Any:
-        """The largest of all lanes, or their sum."""
-        half = _LANES // 2
-        while half > 0:
-            one, other = floats(lanes_at, half), floats(lanes_at + half * 4, half)
-            for j in range(half):
-                one[j] = (one[j] if one[j] > other[j] else other[j]) if most else one[j] + other[j]
-            half //= 2
-        return floats(lanes_at, 1)[0]
-
-    @c.function
-    def softmax(n: Any, row_at: Any, bias_at: Any, lanes_at: Any, target: Any, found_at: Any) -> Any:
-        """e^(logit - largest) in place of the products -> 1 / their sum; that sum, and largest - target's logit."""
-        row, lanes, found = floats(row_at, n), floats(lanes_at, _LANES), floats(found_at, 2)
-        lanes[:] = row[0] + floats(bias_at, n)[0]
-        for start in range(0, n, _LANES):
-            find_largest(min(n - start, _LANES), row_at + start * 4, bias_at + start * 4, lanes_at)
-        most = fold(lanes_at, True)
-        found[1] = most - row[target]
-        lanes[:] = 0
-        for start in range(0, n, _LANES):
-            find_sum(min(n - start, _LANES), row_at + start * 4, most, lanes_at)
-        found[0] = fold(lanes_at, False)
-        return one / found[0]
-
-    @c.function
-    def apart(n: Any, row_at: Any, share: Any, out_at: Any, bias_at: Any) -> None:
-        row, out, bias = floats(row_at, n), of_kind(out_at, n), floats(bias_at, n)
-        for j in range(n):
-            probability = row[j] * share
-            out[j] = narrow(probability)
-            bias[j] += probability
-
-    @c.function
-    def in_place(n: Any, row_at: Any, share: Any, out_at: Any, bias_at: Any) -> None:
-        row, bias = floats(row_at, n), floats(bias_at, n)
-        for j in range(n):
-            row[j] *= share
-            bias[j] += row[j]
-
-    gradients = in_place if kind == "fp32" else apart  # two arrays at one address are worked on one by one
-
-    @c.function
-    def subtract_target(row_at: Any, share: Any, target: Any, out_at: Any, bias_at: Any) -> None:
-        row, out, bias = floats(row_at, target + 1), of_kind(out_at, target + 1), floats(bias_at, target + 1)
-        out[target] = narrow(row[target] * (share if neighbours > 1 else one) - one)
-        bias[target] -= one
+    def put_together(parts: Any, part_bytes: Any, logit: Any, state_at: Any, found_at: Any, sums_at: Any) -> None:
+        """All panels' parts of a row: sum of e^(logit - largest), largest - target's logit; largest, and 1 / sum."""
+        state, found, sums = floats(state_at, 2 * LANES), floats(found_at, 2), floats(sums_at, 2)
+        state[:LANES], state[LANES:] = lowest, f32(0)
+        for at in range(parts, parts + part_bytes, LANES * 4):
+            merged(at, at + part_bytes, state_at, state_at + LANES * 4)
+        most, total = state[0], f32(0)
+        for j in range(LANES):
+            most = state[j] if state[j] > most else most
+        for j in range(LANES):
+            total += state[LANES + j] * power(state[j] - most)
+        found[0], found[1] = total, most - logit
+        sums[0], sums[1] = most, one / total
 
     @c.entry
     def cross_entropy(given: Any) -> None:
-        a = carray(given, 22)
+        a, at_a = carray(given, _ARGUMENTS), address(given)
         rows, vocab, size, x, x_stride, turned, turned_stride = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
-        forward, groups, back, bias, logits, grads, packed = a[7], a[8], a[9], a[10], a[12], a[13], a[14]
-        found, of_hidden, of_weight, more, scratch, learns = a[15], a[16], a[17], a[19], a[20], a[21]
+        forward, groups, back, logits, grads, packed = a[7], a[8], a[9], a[12], a[13], a[14]
+        found, of_hidden, of_weight, more, learns = a[15], a[16], a[17], a[19], a[20]
         panels, of_size = (vocab + COLUMNS - 1) // COLUMNS, (size + COLUMNS - 1) // COLUMNS
         stride, pairs = panels * COLUMNS * size_of, (rows + neighbours - 1) // neighbours
         thread, threads = i64(number()), i64(count())
-        sums, of_bias, targets = scratch + thread * SCRATCH * 4, a[18] + thread * vocab * 4, integers(a[11], rows)
-
+        parts, part_bytes, targets = a[21], a[22], integers(a[11], rows)
+        scratch, of_bias = a[23] + thread * SCRATCH * 4, a[18] + thread * panels * PANEL_ROW
+        of_nobody, panel_of_nobody, state, sums = (
+            scratch, scratch + PANEL_ROW, scratch + 2 * PANEL_ROW, scratch + 3 * PANEL_ROW
+        )  # fmt: skip
         multiply_all(
-            rows, x, x_stride, forward, groups, groups, 1, 0, panels, vocab, logits, panels * PANEL_ROW, PANEL_ROW,
-            0, 0, 0, 0, thread, threads,
+            rows, x, x_stride, forward, groups, groups, 1, 0, panels, panels * COLUMNS, logits, PANEL_ROW,
+            rows * PANEL_ROW, finish_at, 0, at_a, 0, thread, threads,
         )  # fmt: skip
         barrier()
-        for p in range(pairs * thread // threads, pairs * (thread + 1) // threads):
-            first, stop = neighbours * p, min(rows, neighbours * (p + 1))
-            for r in range(first, stop):
-                row, out = logits + r * panels * PANEL_ROW, grads + r * stride
-                share = softmax(vocab, row, bias, sums, targets[r], found + r * 8)
-                if learns:
-                    gradients(vocab, row, share, out, of_bias)
-                    subtract_target(row, share, targets[r], out, of_bias)
-            if of_weight:
-                line, other = grads + first * stride, grads + (stop - 1) * stride
+        stop_pair = pairs * (thread + 1) // threads
+        for first_pair in range(pairs * thread // threads, stop_pair, _PAIRS_AT_ONCE):
+            end_pair = min(stop_pair, first_pair + _PAIRS_AT_ONCE)
+            begin, end = neighbours * first_pair, min(rows, neighbours * end_pair)
+            for r in range(begin, end):
+                logit = floats(logit_at(logits, rows, r, targets[r]), 1)[0]
+                put_together(
+                    parts + 2 * r * part_bytes, part_bytes, logit, state, found + r * 8, sums + (r - begin) * 8
+                )  # fmt: skip
+            if learns:
+                # Beside the last of an odd number are zeros.
+                floats(sums, 4 * _PAIRS_AT_ONCE)[2 * (end - begin)] = lowest
+                floats(sums, 4 * _PAIRS_AT_ONCE)[2 * (end - begin) + 1] = f32(0)
                 for panel in range(panels):
-                    at, to = panel * COLUMNS * size_of, packed + (panel * pairs + p) * PANEL_ROW
-                    pair(COLUMNS, line + at, other + at, to)
+                    line, of_line = logits + panel * rows * PANEL_ROW, grads + panel * COLUMNS * size_of
+                    for p in range(first_pair, end_pair):
+                        r = neighbours * p
+                        other, of_other, beside = r + 1, of_line + (r + 1) * stride, panel_of_nobody
+                        if r + 1 >= rows:
+                            other, of_other = r, of_nobody
+                        if of_weight or neighbours == 1:
+                            beside = packed + (panel * pairs + p) * PANEL_ROW
+                        of_panel(
+                            line + r * PANEL_ROW, line + other * PANEL_ROW, sums + (r - begin) * 8,
+                            of_line + r * stride, of_other, beside, of_bias + panel * PANEL_ROW,
+                        )  # fmt: skip
+                for r in range(begin, end):
+                    target = targets[r]
+                    of_row = of_kind(grads + r * stride, vocab)
+                    if neighbours > 1:
+                        largest_share = floats(sums + (r - begin) * 8, 2)
+                        logit = floats(logit_at(logits, rows, r, target), 1)[0]
+                        of_row[target] = narrow(power(logit - largest_share[0]) * largest_share[1] - one)
+                    else:
+                        of_row[target] -= one
+                    if of_weight:
+                        p = r // neighbours
+                        at = packed + (target // COLUMNS * pairs + p) * PANEL_ROW
+                        place = target % COLUMNS * neighbours + r - neighbours * p
+                        of_kind(at, COLUMNS * neighbours)[place] = of_row[target]
+                    floats(of_bias, vocab)[target] -= one
         barrier()
         if of_hidden:
             all_groups = (vocab + neighbours - 1) // neighbours
@@ -153,8 +165,8 @@ def entry(kind: str) -> int:
                 for r in range(top, bottom):
                     ask(of_weight + (r * panels + panel) * PANEL_ROW, PANEL_ROW)
                 at = packed + panel * pairs * PANEL_ROW
-                multiply(bottom - top, turned + top * turned_stride, turned_stride, at, pairs, sums, PANEL_ROW)
+                multiply(bottom - top, turned + top * turned_stride, turned_stride, at, pairs, scratch, PANEL_ROW)
                 for r in range(top, bottom):
-                    add(COLUMNS, sums + (r - top) * PANEL_ROW, of_weight + (r * panels + panel) * PANEL_ROW, more)
+                    add(COLUMNS, scratch + (r - top) * PANEL_ROW, of_weight + (r * panels + panel) * PANEL_ROW, more)
 
     return cross_entropy

@@ -1,0 +1,102 @@
+"""Softmax of a panel's logits, forward and back, a register full at a time: see `softmax_loops`.
+
+C logits of a panel, in registers of L. Arguments are addresses, numbers in float32 if not said otherwise.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from ulmfit.nn.lanes import Lanes
+from ulmfit.nn.register_tiles import COLUMNS, LANES
+
+LOWEST = -1e30  # less than any logit; differences of two such numbers are numbers
+
+
+@cache
+def add_bias() -> Any:
+    """For compiled loops: products (C,), afterwards logits; bias (C,); the largest logit, and sum of e^(logit - it)."""
+
+    def generate(builder: Any, products: Any, bias: Any, largest: Any, total: Any) -> None:
+        v = Lanes(builder, LANES)
+        logits = [builder.fadd(v.load(products, n), v.load(bias, n)) for n in range(COLUMNS // LANES)]
+        first, *others = logits
+        for each in others:
+            first = v.larger(each, first)
+        most = v.most(first)
+        everywhere, sums = v.filled(most), v.number(0)
+        for n, each in enumerate(logits):
+            v.store(each, products, n)
+            sums = builder.fadd(sums, v.power(builder.fsub(each, everywhere)))
+        v.store_one(most, largest)
+        v.store_one(v.sum(sums), total)
+
+    return _intrinsic(4, generate)
+
+
+@cache
+def merge() -> Any:
+    """For compiled loops: largest logits (L,) and their sums (L,), and those of others, of which they become part."""
+
+    def generate(builder: Any, largest: Any, total: Any, of_all: Any, total_of_all: Any) -> None:
+        v = Lanes(builder, LANES)
+        parts = [(v.load(largest), v.load(total)), (v.load(of_all), v.load(total_of_all))]
+        most = v.larger(parts[0][0], parts[1][0])
+        one, other = (builder.fmul(sums, v.power(builder.fsub(each, most))) for each, sums in parts)
+        v.store(most, of_all)
+        v.store(builder.fadd(one, other), total_of_all)
+
+    return _intrinsic(4, generate)
+
+
+@cache
+def gradients(kind: str) -> Any:
+    """For compiled loops: what `kind` multiplies at once of the probabilities, of one row or of two.
+
+    Arguments: logits (C,) of the one and of the other row; largest logit and 1 / sum of both (4,); probabilities (C,)
+    of both in numbers of `kind`, and beside each other, all filled in; bias (C,), to which they are added. Of "fp32"
+    there is one row; what is beside another may take its logits' place.
+    """
+
+    def generate(
+        builder: Any, one: Any, other: Any, sums: Any, of_one: Any, of_other: Any, both: Any, bias: Any
+    ) -> None:
+        v = Lanes(builder, LANES)
+        rows = [(each, v.everywhere(sums, 2 * n), v.everywhere(sums, 2 * n + 1)) for n, each in enumerate((one, other))]
+        for n in range(COLUMNS // LANES):
+            found = [
+                builder.fmul(v.power(builder.fsub(v.load(logits, n), largest)), share)
+                for logits, largest, share in (rows if kind == "bf16" else rows[:1])
+            ]
+            total = v.load(bias, n)
+            for each in found:
+                total = builder.fadd(total, each)
+            v.store(total, bias, n)
+            if kind == "bf16":
+                v.store_halves(found[0], of_one, n)
+                v.store_halves(found[1], of_other, n)
+                v.store_pairs(*found, both, n, past_caches=True)
+            else:
+                v.store(found[0], of_one, n)
+                v.store(found[0], both, n)
+
+    return _intrinsic(7, generate)
+
+
+def _intrinsic(count: int, generate: Any) -> Any:
+    """A function of so many addresses for compiled loops, which `generate` puts together."""
+    numba = import_module("numba")
+
+    def made(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        generate(builder, *given)
+        return context.get_dummy_value()
+
+    def four(context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+        return numba.void(*[numba.int64] * 4), made
+
+    def seven(context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
+        return numba.void(*[numba.int64] * 7), made
+
+    return import_module("numba.extending").intrinsic({4: four, 7: seven}[count])
