@@ -29,9 +29,8 @@ KINDS = {"bf16": CompiledBFloat16LSTM, "int8": CompiledInt8LSTM}
 
 
 @pytest.fixture(autouse=True)
-def without_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def asked_anew() -> Iterator[None]:
     compiled_lstm.is_available.cache_clear()
-    monkeypatch.setattr(compiled_lstm, "cpu_has_tiles", lambda: False)
     yield
     compiled_lstm.is_available.cache_clear()
 

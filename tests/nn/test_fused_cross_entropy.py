@@ -17,7 +17,7 @@ from ulmfit.nn import fused_cross_entropy, fused_layer, fused_lstm
 from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
 from ulmfit.nn.fused_cross_entropy import Found, cross_entropy
 from ulmfit.nn.models import LanguageModel
-from ulmfit.nn.processor import cpu_has_avx2, cpu_has_tiles, cpu_multiplies_bfloat16
+from ulmfit.nn.processor import cpu_has_avx2, cpu_multiplies_bfloat16
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="loops are compiled on Linux alone")
@@ -117,8 +117,6 @@ def test_extremes(kind: str) -> None:
 
 
 def test_language_models_use_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kind == "bf16" and cpu_has_tiles():
-        pytest.skip("tiles are faster")
     used: list[str] = []
 
     def spied(kind: str, *given: object) -> Found:

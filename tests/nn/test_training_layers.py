@@ -58,8 +58,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kin
 
 @pytest.fixture
 def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (bfloat16, fused_layer):
-        monkeypatch.setattr(module, "cpu_has_tiles", lambda: False)
+    monkeypatch.setattr(bfloat16, "cpu_has_tiles", lambda: False)
 
 
 @pytest.fixture
@@ -269,14 +268,16 @@ def test_reading_alone_in_float32_compiles_nothing(monkeypatch: pytest.MonkeyPat
     assert fused_layer.kind_for(rnn, torch.zeros(3, 9, 4)) == "fp32"
 
 
-def test_processors_without_avx2_or_with_tiles_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processors_without_such_products_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_lstm, "is_available", lambda kind: True)
     rnn, x = nn.LSTM(4, 200, batch_first=True), torch.zeros(3, 9, 4)
     for avx2 in (True, False):
         monkeypatch.setattr(fused_layer, "cpu_has_avx2", lambda avx2=avx2: avx2)
         assert fused_layer.kind_for(rnn, x) == ("fp32" if avx2 else None)
-    monkeypatch.setattr(fused_layer, "cpu_multiplies_bfloat16", lambda: True)
-    for tiles in (True, False):
-        monkeypatch.setattr(fused_layer, "cpu_has_tiles", lambda tiles=tiles: tiles)
+    for enough in (True, False):
+        monkeypatch.setattr(fused_layer, "cpu_multiplies_bfloat16", lambda enough=enough: enough)
         with torch.autocast("cpu", torch.bfloat16):
-            assert fused_layer.kind_for(rnn, x) == (None if tiles else "bf16")
+            assert fused_layer.kind_for(rnn, x) == ("bf16" if enough else None)
+            assert fused_layer.reads_in_bfloat16([rnn], x.device) is enough
+            assert not fused_layer.reads_in_bfloat16([rnn, nn.LSTM(4, 5)], x.device)
+        assert not fused_layer.reads_in_bfloat16([rnn], x.device)

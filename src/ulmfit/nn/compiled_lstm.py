@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ulmfit.nn import openmp, reading_loops
 from ulmfit.nn.intrinsics import CELLS
 from ulmfit.nn.prefix_tree import PrefixTree, prefix_tree
-from ulmfit.nn.processor import cpu_has_tiles, cpu_multiplies_bfloat16
+from ulmfit.nn.processor import cpu_multiplies_bfloat16
 from ulmfit.nn.reading_loops import AHEAD, SCRATCH
 from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS
 from ulmfit.nn.vectors import compiles
@@ -29,7 +29,7 @@ _ROWS_A_CALL = 8192  # bounds the memory that reading long documents takes
 @cache
 def is_available(kind: str) -> bool:
     """Whether layers of this kind, "bf16" or "int8", can be had, and are faster than torch's."""
-    if cpu_has_tiles() or not cpu_multiplies_bfloat16():
+    if not cpu_multiplies_bfloat16():
         return False
     return compiles(lambda: reading_loops.layer(kind))
 

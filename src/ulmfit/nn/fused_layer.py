@@ -1,11 +1,12 @@
 """Where an LSTM layer in training is read by compiled loops (`fused_lstm`), and their gradients.
 
-In bfloat16 on processors with such products but no tiles (AVX-512 BF16), in float32 on those with AVX2: oneDNN's own
-layers reach 60 and 80 % of what such processors multiply. Needs Numba.
+In bfloat16 on processors with such products (AVX-512 BF16, AMX), in float32 on those with AVX2: oneDNN's own layers
+reach 60 (with tiles 30) and 80 % of what such processors multiply. Needs Numba.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,6 +29,15 @@ def kind_for(rnn: nn.Module, x: Tensor) -> str | None:
     floats = x.dtype == torch.float32 and rnn.get_parameter("weight_hh_l0").dtype == torch.float32
     kind = kind_on(x.device, bfloat16, floats and (rnn.training or fused_lstm.is_compiled("fp32")))
     return kind if kind and fused_lstm.is_available(kind) else None
+
+
+def reads_in_bfloat16(rnns: Iterable[nn.Module], device: torch.device) -> bool:
+    """Whether all `rnns` are read by loops in bfloat16, for which any number of rows will do."""
+    return (
+        kind_on(device, torch.is_autocast_enabled("cpu"), False) == "bf16"
+        and all(isinstance(rnn, nn.LSTM) and rnn.hidden_size >= LEAST_SIZE_TO_COMPILE for rnn in rnns)
+        and fused_lstm.is_available("bf16")
+    )
 
 
 def kind_on(device: torch.device, bfloat16: bool, floats: bool) -> str | None:

@@ -193,7 +193,7 @@ def _forward(kind: str) -> int:
 
     def soon(given: Any, t: Any, block: Any, top: Any, bottom: Any, sums: Any) -> None:
         a = longs(given, _OF_FORWARD)
-        rows, state_at, size, stride, both, cells, gates = a[1], a[2], a[3], 4 * a[4], a[7], a[8], a[9]
+        rows, state_at, size, stride, both, cells = a[1], a[2], a[3], 4 * a[4], a[7], a[8]
         place, inputs_row = block * LANES, 16 * size
         inputs = a[11] + t % a[12] * rows * inputs_row + block * sums_row
         for b in range(top, bottom):
@@ -304,7 +304,12 @@ def _weight_gradients(kind: str) -> int:
     c, multiply, pair, neighbours = compiler(), multiplier(kind), beside(kind), NEIGHBOURS[kind]
     (add, ask), floats, (parts, is_kept), gate_of = summing(), c.floats, _dropping(), _gate()
     turned_gates, most, cached = layout(kind), rows_of(kind), second_cache() // 2
-    lay_out, place, stride_of, step_of = turned_gates.lay_out, turned_gates.place, turned_gates.stride, turned_gates.step
+    lay_out, place, stride_of, step_of = (
+        turned_gates.lay_out,
+        turned_gates.place,
+        turned_gates.stride,
+        turned_gates.step,
+    )
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
     size_of = compiler().numbers[kind].size

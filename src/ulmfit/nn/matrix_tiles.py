@@ -162,7 +162,7 @@ def _shapes() -> Any:
 
 
 def _operation(name: str, integers: int, *tiles: int) -> Any:
-    """For compiled loops: the instruction on these tiles, of an address and, if two are given, bytes from row to row."""
+    """For compiled loops: an instruction on these tiles, of an address and, if two are given, bytes between rows."""
     numba, ir = import_module("numba"), import_module("llvmlite.ir")
     i8, i64 = ir.IntType(8), ir.IntType(64)
     types = [i8] * len(tiles) + [i8.as_pointer(), i64][:integers]

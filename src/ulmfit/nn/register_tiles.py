@@ -19,7 +19,9 @@ from ulmfit.nn.processor import cpu_has_avx512
 from ulmfit.nn.vectors import compiler
 
 LANES, _VECTORS = (16, 4) if cpu_has_avx512() else (8, 2)  # 32-bit numbers in a register, registers of columns
-_ROWS = 6  # of a tile: with four vectors of columns it takes 24 of 32 registers for sums (AVX2: 12 of 16), 4 for weights
+_ROWS = (
+    6  # of a tile: with four vectors of columns it takes 24 of 32 registers for sums (AVX2: 12 of 16), 4 for weights
+)
 MOST_ROWS = max(_ROWS, matrix_tiles.ROWS)  # of a tile of any kind
 COLUMNS = LANES * _VECTORS  # of a tile
 PANEL_ROW = 4 * COLUMNS  # bytes: the neighbours of each column
@@ -46,11 +48,12 @@ def multiplier(kind: str) -> Any:
     """The sums of a product for 1 to `rows_of(kind)` rows and `COLUMNS` columns, compiled; for one of `NEIGHBOURS`.
 
     Its arguments, all integers: rows; address of x (rows, groups, neighbours), bytes from one row to the next and from
-    one group to the next (in `matrix_tiles` they lie side by side); address of a panel of weights (groups, `COLUMNS`, neighbours) and how many of its columns are
-    wanted (of the others' sums some are left out); groups, at least one; address of the sums (rows, `COLUMNS`) and
-    bytes from row to row; whether they go on from what is there (else from zero); the address of what is wanted next,
-    and how much of it is fetched with each group, in bytes up to a line of the cache. 8-bit numbers are signed in x,
-    unsigned as weights; sums are 32-bit integers.
+    one group to the next (in `matrix_tiles` they lie side by side); address of a panel of weights (groups, `COLUMNS`,
+    neighbours) and how many of its columns are wanted (of the others' sums some are left out); groups, at least one;
+    address of the sums (rows, `COLUMNS`) and bytes from row to row; whether they go on from what is there (else from
+    zero); the address of what is wanted next, and how much of it is fetched with each group, in bytes: a line of the
+    cache at most, in `matrix_tiles` whole lines. 8-bit numbers are signed in x, unsigned as weights; sums are 32-bit
+    integers.
 
     It is called by address: inlined, it would be compiled for each of those that call it.
     """

@@ -77,7 +77,7 @@ def gradients(kind: str) -> Any:
             if kind == "bf16":
                 v.store_halves(found[0], of_one, n)
                 v.store_halves(found[1], of_other, n)
-                v.store_pairs(*found, both, n, past_caches=True)
+                v.store_pairs(found[0], found[1], both, n, past_caches=True)
             else:
                 v.store(found[0], of_one, n)
                 v.store(found[0], both, n)
