@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ulmfit.nn.processor import cpu_has_avx2
+from ulmfit.nn.processor import cpu_has_avx2, cpu_has_tiles
 
-_WITH_AVX2_ALONE = """
+_WITHOUT = """
 import sys, pytest, torch
-torch.cpu._is_avx512_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
-torch.cpu._is_amx_tile_supported = lambda: False
+file, chosen, *missing = sys.argv[1:]
+for name in missing:
+    setattr(torch.cpu, f"_is_{name}_supported", lambda: False)
 from ulmfit.nn import register_tiles
-assert register_tiles.COLUMNS == 16
-sys.exit(pytest.main([sys.argv[1], "-q", "-p", "no:cacheprovider", "-n", "0", "-k", sys.argv[2]]))
+assert (register_tiles.COLUMNS == 16) is ("avx512" in missing)
+assert register_tiles.rows_of("bf16") == 6
+sys.exit(pytest.main([file, "-q", "-p", "no:cacheprovider", "-n", "0", "-k", chosen]))
 """
 
 
@@ -59,10 +61,20 @@ def passes_with_avx2_alone() -> Callable[[str, str], None]:
     if not cpu_has_avx2():
         pytest.skip("no AVX2 on this processor")
 
-    def run(file: str, chosen: str) -> None:
-        command = [sys.executable, "-c", _WITH_AVX2_ALONE, file, chosen]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
-        assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout
+    return lambda file, chosen: _passes_without(file, chosen, "avx512", "avx512_bf16", "amx_tile")
 
-    return run
+
+@pytest.fixture
+def passes_without_tiles() -> Callable[[str, str], None]:
+    """The same where the processor has AMX, and everything else but that."""
+    if not cpu_has_tiles():
+        pytest.skip("no AMX on this processor")
+    return lambda file, chosen: _passes_without(file, chosen, "amx_tile")
+
+
+def _passes_without(file: str, chosen: str, *missing: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT, file, chosen, *missing], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout

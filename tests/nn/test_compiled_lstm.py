@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from types import ModuleType
 
@@ -250,3 +250,8 @@ def test_without_a_numba_that_works(
     assert "needs NumPy 2.4 or less" in caplog.text
     for each in caches:
         each.cache_clear()
+
+
+def test_without_tiles(passes_without_tiles: Callable[[str, str], None]) -> None:
+    """On a processor with AMX, too, the vectors of one without are right."""
+    passes_without_tiles(__file__, "close or alone or 8_bits")

@@ -139,3 +139,8 @@ def test_language_models_use_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_with_avx2_alone(passes_with_avx2_alone: Callable[[str, str], None]) -> None:
     """On a processor with longer registers, too, the tiles of shorter ones are right."""
     passes_with_avx2_alone(__file__, "fp32 and (value or usual or asked or threads or extremes)")
+
+
+def test_without_tiles(passes_without_tiles: Callable[[str, str], None]) -> None:
+    """On a processor with AMX, too, the vectors of one without are right."""
+    passes_without_tiles(__file__, "bf16 and (value or threads or extremes)")

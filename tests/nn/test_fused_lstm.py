@@ -280,3 +280,8 @@ def test_importing_the_layer_does_not_import_numba() -> None:
 def test_with_avx2_alone(passes_with_avx2_alone: Callable[[str, str], None]) -> None:
     """On a processor with longer registers, too, the tiles of shorter ones are right."""
     passes_with_avx2_alone(__file__, "fp32 and (forward or gradients or dropped or threads)")
+
+
+def test_without_tiles(passes_without_tiles: Callable[[str, str], None]) -> None:
+    """On a processor with AMX, too, the vectors of one without are right."""
+    passes_without_tiles(__file__, "bf16 and (forward or gradients or dropped or threads)")

@@ -28,19 +28,27 @@ _LEFT, _RIGHT = 6, 7  # tiles of columns
 
 
 def multiplies(kind: str) -> bool:
-    """Whether this processor has such products of `kind`."""
-    return kind in _PRODUCTS and cpu_has_tiles()
+    """Whether this processor has such products of `kind`, and the system lets this process use them."""
+    return kind in _PRODUCTS and cpu_has_tiles() and _is_allowed()
+
+
+@cache
+def _is_allowed() -> bool:
+    """Linux wants to be asked once in a process, before it keeps what is in tiles when threads take turns."""
+    ask = getattr(torch.cpu, "_init_amx", None)  # not in every version of torch
+    return bool(ask and ask())
 
 
 @cache
 def multiplier(kind: str, panel_row: int) -> Any:
     """As `register_tiles.multiplier`, for 1 to `ROWS` rows whose groups lie side by side, compiled into its callers.
 
+    With up to 16 rows it fetches nothing ahead.
+
     Args:
         kind: "bf16" or "int8".
         panel_row: bytes of a group of a panel.
     """
-    torch.cpu._init_amx()  # the system wants to be asked before a process uses tiles
     shapes_at = ctypes.addressof(_shapes())
     configure, release, fetch = _operation("ldtilecfg", 1), _operation("tilerelease", 0), prefetch(for_writing=False)
     zero, put, load = ([_operation(name, n, each) for each in range(8)] for name, n in _OF_ONE_TILE.items())

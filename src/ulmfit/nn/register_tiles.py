@@ -114,7 +114,7 @@ def product(kind: str) -> Any:
 
     Weights are multiplied with all rows in blocks, while the block after them is fetched: they come from memory.
     """
-    multiply, call, of_tile = multiplier(kind), _call(), rows_of(kind)
+    multiply, call, of_tile, whole_tiles = multiplier(kind), _call(), rows_of(kind), matrix_tiles.multiplies(kind)
 
     @compiler().function
     def edge(groups: Any, block: Any, blocks: Any) -> Any:
@@ -146,17 +146,18 @@ def product(kind: str) -> Any:
                     wanted, lines = panel + panel_bytes, used // blocks
                     if task == stop and each + 1 == together * blocks:
                         wanted = packed + begin * together * panel_bytes
-                lines, asked = lines * (PANEL_ROW // LINE), 0
+                lines, asked, a_group = lines * (PANEL_ROW // LINE), 0, 1
+                if whole_tiles:  # they are few, so that each has to ask for more lines with a group
+                    a_group = (lines + (last - first) * n - 1) // ((last - first) * n)
                 for tile in range(first, last):
                     top, bottom = rows * tile // count, rows * (tile + 1) // count
                     tile_sums, ahead, at_once = sums + top * row_bytes, at, 0
                     if soon and each >= (together - 1) * blocks:
                         some, most = (bottom - top) * block // blocks, (bottom - top) * (block + 1) // blocks
                         call(soon, given, time, unit, top + some, top + most, tile_sums)
-                    if (tile > first or of_tile > _ROWS) and asked < lines:
-                        each_group = (lines + (last - first) * n - 1) // ((last - first) * n) if of_tile > _ROWS else 1
-                        ahead, at_once = wanted + asked * LINE, LINE * each_group
-                        asked += n * each_group
+                    if (tile > first or whole_tiles) and asked < lines:
+                        ahead, at_once = wanted + asked * LINE, LINE * a_group
+                        asked += n * a_group
                     multiply(
                         bottom - top, x + top * stride + done * _GROUP, stride, _GROUP, at,
                         columns - index * COLUMNS, n, tile_sums + each // blocks * PANEL_ROW, row_bytes, done, ahead,

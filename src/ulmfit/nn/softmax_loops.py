@@ -120,8 +120,8 @@ def entry(kind: str) -> int:
                 )  # fmt: skip
             if learns:
                 # Beside the last of an odd number are zeros.
-                floats(sums, 4 * _PAIRS_AT_ONCE)[2 * (end - begin)] = lowest
-                floats(sums, 4 * _PAIRS_AT_ONCE)[2 * (end - begin) + 1] = f32(0)
+                behind = floats(sums + (end - begin) * 8, 2)
+                behind[0], behind[1] = lowest, f32(0)
                 for panel in range(panels):
                     line, of_line = logits + panel * rows * PANEL_ROW, grads + panel * COLUMNS * size_of
                     for p in range(first_pair, end_pair):
