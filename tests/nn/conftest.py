@@ -73,8 +73,6 @@ def passes_without_tiles() -> Callable[[str, str], None]:
 
 
 def _passes_without(file: str, chosen: str, *missing: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _WITHOUT, file, chosen, *missing], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", _WITHOUT, file, chosen, *missing], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 
 import pytest
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["fp32", "bf16", "int8"])
+@pytest.fixture(params=["fp32", "bf16", "int8"], scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name != "fp32" and not cpu_multiplies_bfloat16():
@@ -90,16 +91,14 @@ def test_product_of_all_threads(kind: str, rows: int, groups: int, columns: int,
 
 
 def test_transposed() -> None:
-    import ctypes
-
     from ulmfit.nn import intrinsics
     from ulmfit.nn.vectors import compiler
 
-    transpose, c = intrinsics.transpose(), compiler()
+    transpose, carray = intrinsics.transpose(), compiler().numba.carray
 
-    @c.entry
+    @compiler().entry
     def loop(given: object) -> None:
-        a = c.numba.carray(given, 4)
+        a = carray(given, 4)
         transpose(a[0], a[1], a[2], a[3])
 
     numbers, out = torch.arange(16 * 20, dtype=torch.int32).view(16, 20), torch.zeros(16, 18, dtype=torch.int32)
