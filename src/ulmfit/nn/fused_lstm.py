@@ -1,8 +1,8 @@
 """An LSTM layer in training as compiled loops: all steps in one call, on all threads.
 
-A step is a product with weights laid out once, whose sums stay in float32, and one pass over the gates. Threads meet
-twice a step, which takes a microsecond. Needs the extra `fast`. The kind is the type of what is kept and multiplied:
-"fp32", which needs AVX2, or "bf16", which needs AVX-512 BF16.
+A step is a product with weights laid out once, whose sums stay in float32 and become gates and states at once. Threads
+meet once a step, which takes a microsecond. Needs the extra `fast`. The kind is the type of what is kept and
+multiplied: "fp32", which needs AVX2, or "bf16", which needs AVX-512 BF16 or AMX.
 
 B texts, T steps, I inputs, H cells; gates are in torch's order: input, forget, cell, output.
 """

@@ -2,7 +2,7 @@
 
 A tile is a register of 16 rows of 64 bytes. One instruction adds to 16 x 16 sums the products of 16 rows and 16
 columns, of 16 groups each: 16 times what AVX-512 BF16 does. A panel of weights as `register_tiles` lays it out holds
-such columns already. Intel, "Intel Architecture Instruction Set Extensions Programming Reference", chapter 3.
+such columns already. Source: Intel 64 and IA-32 Architectures Software Developer's Manual, on programming with AMX.
 """
 
 from __future__ import annotations
@@ -66,17 +66,30 @@ def multiplier(kind: str, panel_row: int) -> Any:
     of_columns, k_bytes = _BYTES, SIDE * panel_row
 
     @compiler().function
-    def few(x: Any, stride: Any, panel: Any, steps: Any, out: Any, out_stride: Any, more: Any) -> None:
+    def begin(one: Any, two: Any, three: Any, four: Any, stride: Any, more: Any) -> None:
+        """Sums from what is at these places, or from zero."""
         if more:
-            load0(out, out_stride)
-            load1(out + of_columns, out_stride)
-            load2(out + 2 * of_columns, out_stride)
-            load3(out + 3 * of_columns, out_stride)
+            load0(one, stride)
+            load1(two, stride)
+            load2(three, stride)
+            load3(four, stride)
         else:
             zero0()
             zero1()
             zero2()
             zero3()
+
+    @compiler().function
+    def end(one: Any, two: Any, three: Any, four: Any, stride: Any) -> None:
+        put0(one, stride)
+        put1(two, stride)
+        put2(three, stride)
+        put3(four, stride)
+
+    @compiler().function
+    def few(x: Any, stride: Any, panel: Any, steps: Any, out: Any, out_stride: Any, more: Any) -> None:
+        two, three, four = out + of_columns, out + 2 * of_columns, out + 3 * of_columns
+        begin(out, two, three, four, out_stride, more)
         for k in range(steps):
             at = panel + k * k_bytes
             top(x + k * _BYTES, stride)
@@ -88,26 +101,14 @@ def multiplier(kind: str, panel_row: int) -> Any:
             top_third()
             right(at + 3 * of_columns, panel_row)
             top_fourth()
-        put0(out, out_stride)
-        put1(out + of_columns, out_stride)
-        put2(out + 2 * of_columns, out_stride)
-        put3(out + 3 * of_columns, out_stride)
+        end(out, two, three, four, out_stride)
 
     @compiler().function
     def many(
         x: Any, stride: Any, panel: Any, steps: Any, out: Any, out_stride: Any, more: Any, wanted: Any, portions: Any
     ) -> None:
         lower, lower_out = x + SIDE * stride, out + SIDE * out_stride
-        if more:
-            load0(out, out_stride)
-            load1(out + of_columns, out_stride)
-            load2(lower_out, out_stride)
-            load3(lower_out + of_columns, out_stride)
-        else:
-            zero0()
-            zero1()
-            zero2()
-            zero3()
+        begin(out, out + of_columns, lower_out, lower_out + of_columns, out_stride, more)
         for k in range(steps):
             at = panel + k * k_bytes
             top(x + k * _BYTES, stride)
@@ -121,10 +122,7 @@ def multiplier(kind: str, panel_row: int) -> Any:
             for portion in range(portions):
                 for line in range(SIDE // 2):
                     fetch(wanted + ((k * portions + portion) * SIDE // 2 + line) * _BYTES)
-        put0(out, out_stride)
-        put1(out + of_columns, out_stride)
-        put2(lower_out, out_stride)
-        put3(lower_out + of_columns, out_stride)
+        end(out, out + of_columns, lower_out, lower_out + of_columns, out_stride)
 
     @compiler().function
     def multiply(
