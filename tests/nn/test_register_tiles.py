@@ -69,10 +69,12 @@ def test_tile(kind: str, rows: int, groups: int, columns: int, more: bool, fetch
 @settings(deadline=None, max_examples=30)
 @given(
     rows=st.integers(1, 70), groups=st.sampled_from([1, 15, 16, 40, 520, 1100]), columns=st.integers(1, 300),
-    threads=st.integers(1, 3), seed=st.integers(0, 99),
+    threads=st.integers(1, 3), at_once=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_product_of_all_threads(kind: str, rows: int, groups: int, columns: int, threads: int, seed: int) -> None:
-    """Weights that take several blocks, and rows that take several tiles."""
+def test_product_of_all_threads(
+    kind: str, rows: int, groups: int, columns: int, threads: int, at_once: bool, seed: int
+) -> None:
+    """Weights that take several blocks, and rows that take several tiles; panels one by one, or all at once."""
     from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, PANEL_ROW, panels_of, product
 
     panels, neighbours = panels_of(columns), NEIGHBOURS[kind]
@@ -80,7 +82,8 @@ def test_product_of_all_threads(kind: str, rows: int, groups: int, columns: int,
     weights, out = torch.stack(packed), torch.zeros(rows, panels * COLUMNS)
     for thread in range(threads):
         product(kind)(
-            rows, x.data_ptr(), x.stride(0) * x.itemsize, weights.data_ptr(), groups, groups, 1, 0, panels, columns,
+            rows, x.data_ptr(), x.stride(0) * x.itemsize, weights.data_ptr(), groups, groups,
+            panels if at_once else 1, 0, 1 if at_once else panels, columns,
             out.data_ptr(), panels * PANEL_ROW, PANEL_ROW, 0, 0, 0, 0, thread, threads,
         )  # fmt: skip
     found = out.view(torch.int32) if kind == "int8" else out

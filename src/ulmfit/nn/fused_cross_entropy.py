@@ -19,7 +19,7 @@ from ulmfit.nn.softmax_cells import LOWEST
 from ulmfit.nn.softmax_loops import SCRATCH, entry
 from ulmfit.nn.vectors import compiles
 
-CHUNK = 288  # rows whose logits exist at a time
+CHUNK = 320  # rows whose logits exist at a time: whole tiles, as many for each of two threads
 
 
 @cache

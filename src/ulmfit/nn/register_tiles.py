@@ -136,31 +136,37 @@ def product(kind: str) -> Any:
             task += last - first
             sums = out + unit * unit_bytes
             for each in range(together * blocks):
-                index, block = unit * together + each // blocks, each % blocks
+                # All panels of a unit, block by block: rows stay in the cache, too.
+                index, block = unit * together + each % together, each // together
                 done, panel = edge(used, block, blocks), packed + index * panel_bytes
                 n = edge(used, block + 1, blocks) - done
                 at = panel + done * PANEL_ROW
-                # What is wanted next: the next block, the next panel's first or, in the next step, this thread's first.
-                wanted, lines = at + n * PANEL_ROW, edge(used, block + 2, blocks) - done - n
-                if block + 1 == blocks:
-                    wanted, lines = panel + panel_bytes, used // blocks
-                    if task == stop and each + 1 == together * blocks:
+                # What is wanted next: the next panel's block, the first one's next, the next unit's first or, in the
+                # next step, this thread's first.
+                wanted, lines = at + panel_bytes, n
+                if each + 1 == together * blocks:
+                    wanted, lines = packed + (unit + 1) * together * panel_bytes, used // blocks
+                    if task == stop:
                         wanted = packed + begin * together * panel_bytes
+                elif each % together + 1 == together:
+                    wanted = packed + unit * together * panel_bytes + (done + n) * PANEL_ROW
+                    lines = edge(used, block + 2, blocks) - done - n
                 lines, asked, a_group = lines * (PANEL_ROW // LINE), 0, 1
                 if whole_tiles:  # they are few, so that each has to ask for more lines with a group
                     a_group = (lines + (last - first) * n - 1) // ((last - first) * n)
                 for tile in range(first, last):
                     top, bottom = rows * tile // count, rows * (tile + 1) // count
                     tile_sums, ahead, at_once = sums + top * row_bytes, at, 0
-                    if soon and each >= (together - 1) * blocks:
-                        some, most = (bottom - top) * block // blocks, (bottom - top) * (block + 1) // blocks
+                    if soon:
+                        all_parts = together * blocks
+                        some, most = (bottom - top) * each // all_parts, (bottom - top) * (each + 1) // all_parts
                         call(soon, given, time, unit, top + some, top + most, tile_sums)
                     if (tile > first or whole_tiles) and asked < lines:
                         ahead, at_once = wanted + asked * LINE, LINE * a_group
                         asked += n * a_group
                     multiply(
                         bottom - top, x + top * stride + done * _GROUP, stride, _GROUP, at,
-                        columns - index * COLUMNS, n, tile_sums + each // blocks * PANEL_ROW, row_bytes, done, ahead,
+                        columns - index * COLUMNS, n, tile_sums + each % together * PANEL_ROW, row_bytes, done, ahead,
                         at_once,
                     )  # fmt: skip
                     if finish and each + 1 == together * blocks:

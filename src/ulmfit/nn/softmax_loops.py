@@ -154,7 +154,7 @@ def entry(kind: str) -> int:
         if of_hidden:
             all_groups = (vocab + neighbours - 1) // neighbours
             multiply_all(
-                rows, grads, stride, back, all_groups, all_groups, 1, 0, of_size, size, of_hidden, of_size * PANEL_ROW,
+                rows, grads, stride, back, all_groups, all_groups, of_size, 0, 1, size, of_hidden, of_size * PANEL_ROW,
                 PANEL_ROW, 0, 0, 0, 0, thread, threads,
             )  # fmt: skip
         if of_weight:
