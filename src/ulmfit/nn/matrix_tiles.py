@@ -87,16 +87,21 @@ def multiplier(kind: str, panel_row: int) -> Any:
         put3(four, stride)
 
     @compiler().function
+    def upper(x: Any, stride: Any, panel: Any) -> None:
+        """Of the upper rows and the first two tiles of columns."""
+        top(x, stride)
+        left(panel, panel_row)
+        top_left()
+        right(panel + of_columns, panel_row)
+        top_right()
+
+    @compiler().function
     def few(x: Any, stride: Any, panel: Any, steps: Any, out: Any, out_stride: Any, more: Any) -> None:
         two, three, four = out + of_columns, out + 2 * of_columns, out + 3 * of_columns
         begin(out, two, three, four, out_stride, more)
         for k in range(steps):
             at = panel + k * k_bytes
-            top(x + k * _BYTES, stride)
-            left(at, panel_row)
-            top_left()
-            right(at + of_columns, panel_row)
-            top_right()
+            upper(x + k * _BYTES, stride, at)
             left(at + 2 * of_columns, panel_row)
             top_third()
             right(at + 3 * of_columns, panel_row)
@@ -111,11 +116,7 @@ def multiplier(kind: str, panel_row: int) -> Any:
         begin(out, out + of_columns, lower_out, lower_out + of_columns, out_stride, more)
         for k in range(steps):
             at = panel + k * k_bytes
-            top(x + k * _BYTES, stride)
-            left(at, panel_row)
-            top_left()
-            right(at + of_columns, panel_row)
-            top_right()
+            upper(x + k * _BYTES, stride, at)
             bottom(lower + k * _BYTES, stride)
             bottom_left()
             bottom_right()
