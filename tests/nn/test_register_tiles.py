@@ -43,7 +43,7 @@ def factors(kind: str, rows: int, groups: int, seed: int) -> tuple[Tensor, Tenso
 @settings(deadline=None)
 @given(
     rows=st.integers(1, 32), groups=st.integers(1, 90), columns=st.integers(1, 64), more=st.booleans(),
-    fetched=st.sampled_from([0, 64]), seed=st.integers(0, 99),
+    fetched=st.sampled_from([0, 64, 128]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_tile(kind: str, rows: int, groups: int, columns: int, more: bool, fetched: int, seed: int) -> None:
     """Sums from zero or from what is there, of the columns that are wanted; nothing is written beside the tile."""

@@ -68,8 +68,9 @@ class AWDLSTM(nn.Module):
         if compiled:
             return compiled_lstm.read(compiled, self.embedding.weight, tokens, state)
         rows = tokens.size(0)
-        by_loops = fused_layer.reads_in_bfloat16(self.rnns, tokens.device)
-        missing = 0 if by_loops else missing_rows(rows, self.embedding.weight.dtype, tokens.device)
+        missing = missing_rows(rows, self.embedding.weight.dtype, tokens.device)
+        if missing and fused_layer.reads_in_bfloat16(self.rnns, tokens.device):
+            missing = 0
         if missing:  # rows of zeros, cut off the outputs again
             tokens = F.pad(tokens, (0, 0, 0, missing))
             state = None if state is None else [(_more_rows(h, missing), _more_rows(c, missing)) for h, c in state]

@@ -7,10 +7,9 @@ is of the kind "fp32" or "bf16". Arguments are addresses.
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
 from typing import Any
 
-from ulmfit.nn.lanes import Lanes
+from ulmfit.nn.lanes import Lanes, of_addresses
 from ulmfit.nn.register_tiles import LANES
 
 
@@ -55,7 +54,7 @@ def forward_cell(kind: str) -> Any:
         top, bottom = v.tanh(new)
         store(builder.fmul(of_o, builder.fdiv(top, bottom)), output)
 
-    return _intrinsic(generate)
+    return of_addresses(7, generate)
 
 
 @cache
@@ -94,19 +93,4 @@ def backward_cell(kind: str) -> Any:
             store(each, gates, index)
             v.store(builder.fadd(v.load(bias, index), each), bias, index)
 
-    return _intrinsic(generate)
-
-
-def _intrinsic(generate: Any) -> Any:
-    """A function of seven addresses for compiled loops, which `generate` puts together."""
-    numba = import_module("numba")
-
-    def made(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        generate(builder, *given)
-        return context.get_dummy_value()
-
-    @import_module("numba.extending").intrinsic  # type: ignore[untyped-decorator]
-    def cell(context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
-        return numba.void(*[numba.int64] * 7), made
-
-    return cell
+    return of_addresses(7, generate)

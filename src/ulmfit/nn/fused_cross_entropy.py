@@ -79,7 +79,8 @@ def cross_entropy(
     of_weights = torch.empty(size, panels * COLUMNS) if of_weight else None
     of_biases = torch.zeros(threads, panels * COLUMNS)
     parts = torch.full((chunk, 2, -(-panels // LANES) * LANES), LOWEST)  # largest logits of panels, and sums
-    parts[:, 1], scratch = 0, torch.empty(threads, SCRATCH)
+    parts[:, 1] = 0
+    scratch = torch.empty(threads, SCRATCH)
     bias = nn.functional.pad(bias.float(), (0, panels * COLUMNS - vocab), value=LOWEST).contiguous()
     targets = targets.int()
     grad_hidden = torch.empty_like(hidden) if of_hidden else None

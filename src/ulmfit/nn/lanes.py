@@ -161,6 +161,24 @@ class Lanes:
         return self._builder.fmul(x, top), bottom
 
 
+def of_addresses(count: int, generate: Any) -> Any:
+    """For compiled loops: a function of 4 or 7 addresses, which `generate(builder, *addresses)` puts together."""
+    numba = import_module("numba")
+
+    def made(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        generate(builder, *given)
+        return context.get_dummy_value()
+
+    # Numba wants each argument by name.
+    def four(context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+        return numba.void(*[numba.int64] * 4), made
+
+    def seven(context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
+        return numba.void(*[numba.int64] * 7), made
+
+    return import_module("numba.extending").intrinsic({4: four, 7: seven}[count])
+
+
 @cache
 def tanh_coefficients() -> tuple[list[float], list[float]]:
     """Polynomials p, q of x^2 with tanh(x) = x p / q: Lambert's continued fraction, x / (1 + x^2 / (3 + x^2 / ...))."""

@@ -15,19 +15,19 @@ from importlib import import_module
 from typing import Any
 
 from ulmfit.nn import matrix_tiles
+from ulmfit.nn.intrinsics import fetch_line
 from ulmfit.nn.processor import cpu_has_avx512
 from ulmfit.nn.vectors import compiler
 
 LANES, _VECTORS = (16, 4) if cpu_has_avx512() else (8, 2)  # 32-bit numbers in a register, registers of columns
-_ROWS = (
-    6  # of a tile: with four vectors of columns it takes 24 of 32 registers for sums (AVX2: 12 of 16), 4 for weights
-)
+# Of a tile: with four vectors of columns it takes 24 of 32 registers for sums (AVX2: 12 of 16), 4 for weights.
+_ROWS = 6
 MOST_ROWS = max(_ROWS, matrix_tiles.ROWS)  # of a tile of any kind
 COLUMNS = LANES * _VECTORS  # of a tile
 PANEL_ROW = 4 * COLUMNS  # bytes: the neighbours of each column
 NEIGHBOURS = {"fp32": 1, "bf16": 2, "int8": 4}  # that are multiplied at once
 _BLOCK = 512  # groups of a panel that are multiplied with all rows: they and the next ones stay in a core's cache
-_ALIGNED = 16  # blocks have whole steps of AMX, but for the last
+_ALIGNED = matrix_tiles.SIDE  # groups: all blocks but the last are whole steps of AMX
 _GROUP = 4  # bytes of x that are multiplied at once
 _HOOK = 6  # arguments that a product's hooks are called with
 LINE = 64  # bytes that are fetched at once
@@ -254,9 +254,6 @@ def _tile(rows: int, vectors: int, kind: str, numba: Any) -> Any:
             multiply = ir.Function(
                 module, ir.FunctionType(sums, [factors] * 3 if kind == "fp32" else [sums, factors, factors]), name
             )
-        byte = ir.IntType(8).as_pointer()
-        fetch = module.declare_intrinsic("llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32]))
-        to_read, outer_cache, data = (ir.Constant(i32, each) for each in (0, 2, 1))
 
         def at(start: Any, offset: Any, of_type: Any) -> Any:
             offset = ir.Constant(i64, offset) if isinstance(offset, int) else offset
@@ -282,7 +279,7 @@ def _tile(rows: int, vectors: int, kind: str, numba: Any) -> Any:
         held = [[builder.phi(sums) for _ in range(vectors)] for _ in range(rows)]
         place = builder.add(panel, builder.mul(group, ir.Constant(i64, PANEL_ROW)))
         columns = [builder.load(at(place, v * vector_bytes, factors), align=vector_bytes) for v in range(vectors)]
-        builder.call(fetch, [builder.inttoptr(fetched, byte), to_read, outer_cache, data])
+        fetch_line(builder, fetched, for_writing=False)
         new = []
         for start, row in zip(starts, held, strict=True):
             one = everywhere(builder.load(at(start, offset, i32), align=4))

@@ -6,10 +6,9 @@ C logits of a panel, in registers of L. Arguments are addresses, numbers in floa
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
 from typing import Any
 
-from ulmfit.nn.lanes import Lanes
+from ulmfit.nn.lanes import Lanes, of_addresses
 from ulmfit.nn.register_tiles import COLUMNS, LANES
 
 LOWEST = -1e30  # less than any logit; differences of two such numbers are numbers
@@ -33,7 +32,7 @@ def add_bias() -> Any:
         v.store_one(most, largest)
         v.store_one(v.sum(sums), total)
 
-    return _intrinsic(4, generate)
+    return of_addresses(4, generate)
 
 
 @cache
@@ -48,7 +47,7 @@ def merge() -> Any:
         v.store(most, of_all)
         v.store(builder.fadd(one, other), total_of_all)
 
-    return _intrinsic(4, generate)
+    return of_addresses(4, generate)
 
 
 @cache
@@ -82,21 +81,4 @@ def gradients(kind: str) -> Any:
                 v.store(found[0], of_one, n)
                 v.store(found[0], both, n)
 
-    return _intrinsic(7, generate)
-
-
-def _intrinsic(count: int, generate: Any) -> Any:
-    """A function of so many addresses for compiled loops, which `generate` puts together."""
-    numba = import_module("numba")
-
-    def made(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        generate(builder, *given)
-        return context.get_dummy_value()
-
-    def four(context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-        return numba.void(*[numba.int64] * 4), made
-
-    def seven(context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
-        return numba.void(*[numba.int64] * 7), made
-
-    return import_module("numba.extending").intrinsic({4: four, 7: seven}[count])
+    return of_addresses(7, generate)
