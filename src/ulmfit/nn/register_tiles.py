@@ -30,6 +30,9 @@ _BLOCK = 512  # groups of a panel that are multiplied with all rows: they and th
 _ALIGNED = matrix_tiles.SIDE  # groups: all blocks but the last are whole steps of AMX
 _GROUP = 4  # bytes of x that are multiplied at once
 _HOOK = 6  # arguments that a product's hooks are called with
+_TURN = 4  # groups between two jumps: a loop's own arithmetic takes the place of products
+_MULTIPLY = {"fp32": "vfmadd231ps", "bf16": "vdpbf16ps", "int8": "vpdpbusd"}  # of 8-bit factors the 2nd is unsigned
+_EVERYWHERE = {"fp32": "vbroadcastss", "bf16": "vpbroadcastd", "int8": "vpbroadcastd"}
 LINE = 64  # bytes that are fetched at once
 
 
@@ -231,80 +234,22 @@ def _of_any_rows(vectors: int, kind: str) -> Any:
 
 
 def _tile(rows: int, vectors: int, kind: str, numba: Any) -> Any:
-    """Compiled into its callers: `rows` x `vectors` registers, which hold sums from the first to the last group."""
+    """Compiled into its callers: `rows` x `vectors` registers, which hold sums from the first to the last group.
+
+    In the processor's own language: LLVM keeps some numbers of the next groups in memory, between their products.
+    """
     ir, intrinsic = _ir(), import_module("numba.extending").intrinsic
-    vector_bytes = 4 * LANES
-    i32, i64 = ir.IntType(32), ir.IntType(64)
-    words = ir.VectorType(i32, LANES)
-    if kind == "fp32":
-        name, number = f"llvm.fma.v{LANES}f32", ir.FloatType()
-        factors = ir.VectorType(number, LANES)
-    elif kind == "bf16":
-        name, number = "llvm.x86.avx512bf16.dpbf16ps.512", ir.FloatType()
-        factors = ir.VectorType(_bfloat(), 2 * LANES)
-    else:
-        name, number, factors = "llvm.x86.avx512.vpdpbusd.512", i32, words
-    sums = ir.VectorType(number, LANES)
+    import_module("llvmlite.binding").initialize_native_asmparser()
+    text, constraints = _assembly(rows, vectors, kind)
+    i64 = ir.IntType(64)
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         x, stride, step, panel, groups, out, out_stride, more, wanted, at_once = given
-        module = builder.module
-        multiply = module.globals.get(name)
-        if multiply is None:
-            multiply = ir.Function(
-                module, ir.FunctionType(sums, [factors] * 3 if kind == "fp32" else [sums, factors, factors]), name
-            )
-
-        def at(start: Any, offset: Any, of_type: Any) -> Any:
-            offset = ir.Constant(i64, offset) if isinstance(offset, int) else offset
-            return builder.inttoptr(builder.add(start, offset), of_type.as_pointer())
-
-        def rows_at(start: Any, bytes_between: Any) -> list[Any]:
-            return [builder.add(start, builder.mul(bytes_between, ir.Constant(i64, row))) for row in range(rows)]
-
-        def everywhere(one: Any) -> Any:
-            undefined = ir.Constant(words, ir.Undefined)
-            first = builder.insert_element(undefined, one, ir.Constant(i32, 0))
-            return builder.bitcast(builder.shuffle_vector(first, undefined, ir.Constant(words, [0] * LANES)), factors)
-
-        starts, outs = rows_at(x, stride), rows_at(out, out_stride)
-        before, go_on, loop, after = builder.block, *(builder.append_basic_block() for _ in range(3))
-        zero = ir.Constant(i64, 0)
-        builder.cbranch(builder.icmp_signed("==", more, zero), loop, go_on)
-        builder.position_at_end(go_on)
-        there = [[builder.load(at(row, v * vector_bytes, sums), align=4) for v in range(vectors)] for row in outs]
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        group, offset, fetched = (builder.phi(i64) for _ in range(3))
-        held = [[builder.phi(sums) for _ in range(vectors)] for _ in range(rows)]
-        place = builder.add(panel, builder.mul(group, ir.Constant(i64, PANEL_ROW)))
-        columns = [builder.load(at(place, v * vector_bytes, factors), align=vector_bytes) for v in range(vectors)]
-        fetch_line(builder, fetched, for_writing=False)
-        new = []
-        for start, row in zip(starts, held, strict=True):
-            one = everywhere(builder.load(at(start, offset, i32), align=4))
-            # Of two 8-bit factors the first is the unsigned one; elsewhere both are alike.
-            terms = [[c, one, old] if kind == "fp32" else [old, c, one] for old, c in zip(row, columns, strict=True)]
-            new.append([builder.call(multiply, each) for each in terms])
-        following = builder.add(group, ir.Constant(i64, 1))
-        for held_one, first, later in (
-            (group, zero, following),
-            (offset, zero, builder.add(offset, step)),
-            (fetched, wanted, builder.add(fetched, at_once)),
-        ):
-            held_one.add_incoming(first, before)
-            held_one.add_incoming(first, go_on)
-            held_one.add_incoming(later, loop)
-        for row, there_row, new_row in zip(held, there, new, strict=True):
-            for old, so_far, later in zip(row, there_row, new_row, strict=True):
-                old.add_incoming(ir.Constant(sums, None), before)  # zeros
-                old.add_incoming(so_far, go_on)
-                old.add_incoming(later, loop)
-        builder.cbranch(builder.icmp_signed("<", following, groups), loop, after)
-        builder.position_at_end(after)
-        for start, new_row in zip(outs, new, strict=True):
-            for v, later in enumerate(new_row):
-                builder.store(later, at(start, v * vector_bytes, sums), align=4)
+        whole = builder.lshr(groups, ir.Constant(i64, _TURN.bit_length() - 1))
+        rest = builder.and_(groups, ir.Constant(i64, _TURN - 1))
+        numbers = [x, panel, whole, rest, wanted, stride, step, out, out_stride, more, at_once]
+        kind_of = ir.FunctionType(ir.LiteralStructType([i64] * 7), [i64] * len(numbers))
+        builder.call(ir.InlineAsm(kind_of, text, constraints, side_effect=True), numbers)
         return context.get_dummy_value()
 
     @intrinsic  # type: ignore[untyped-decorator]
@@ -317,23 +262,70 @@ def _tile(rows: int, vectors: int, kind: str, numba: Any) -> Any:
     return tile
 
 
+def _assembly(rows: int, vectors: int, kind: str) -> tuple[str, str]:
+    """Of `_tile`, and its operands."""
+    x, panel, whole, rest, wanted, three, five = (f"${n}" for n in range(7))
+    stride, step, out, out_stride, more, at_once = (f"${n}" for n in range(12, 18))
+    of_size, registers = ("zmm", 32) if LANES == 16 else ("ymm", 16)
+    sums = [[f"%{of_size}{row * vectors + v}" for v in range(vectors)] for row in range(rows)]
+    columns = [f"%{of_size}{rows * vectors + v}" for v in range(vectors)]
+    one = f"%{of_size}{registers - 1}"
+    vector_bytes = 4 * LANES
+
+    def row_at(start: str, between: str, row: int, offset: int = 0) -> str:
+        index = ["", f",{between}", f",{between},2", f",{three}", f",{between},4", f",{five}"][row]
+        return f"{offset}({start}{index})"
+
+    def multiples(between: str) -> list[str]:
+        return [f"lea ({between},{between},2), {three}", f"lea ({between},{between},4), {five}"]
+
+    def group(turn: int) -> list[str]:
+        lines = [f"vmovups {turn * PANEL_ROW + v * vector_bytes}({panel}), {each}" for v, each in enumerate(columns)]
+        lines.append(f"prefetcht1 ({wanted})")
+        for row, of_row in enumerate(sums):
+            lines.append(f"{_EVERYWHERE[kind]} {row_at(x, stride, row)}, {one}")
+            lines += [f"{_MULTIPLY[kind]} {one}, {c}, {s}" for s, c in zip(of_row, columns, strict=True)]
+        return [*lines, f"add {step}, {x}", f"add {at_once}, {wanted}"]
+
+    places = [
+        (row_at(out, out_stride, row, v * vector_bytes), each)
+        for row, of_row in enumerate(sums)
+        for v, each in enumerate(of_row)
+    ]
+    lines = [
+        *multiples(out_stride),
+        f"test {more}, {more}",
+        "jz 1f",
+        *(f"vmovups {place}, {each}" for place, each in places),
+        "jmp 2f",
+        "1:",
+        *(f"vpxor{'d' if LANES == 16 else ''} {each}, {each}, {each}" for _, each in places),
+        "2:",
+        *multiples(stride),
+        f"test {whole}, {whole}",
+        "jz 4f",
+        ".p2align 5",
+        "3:",
+        *(line for turn in range(_TURN) for line in group(turn)),
+        f"add $${_TURN * PANEL_ROW}, {panel}",
+        f"dec {whole}",
+        "jnz 3b",
+        "4:",
+        f"test {rest}, {rest}",
+        "jz 6f",
+        "5:",
+        *group(0),
+        f"add $${PANEL_ROW}, {panel}",
+        f"dec {rest}",
+        "jnz 5b",
+        "6:",
+        *multiples(out_stride),
+        *(f"vmovups {each}, {place}" for place, each in places),
+    ]
+    clobbered = [f"~{{{of_size}{n}}}" for n in range(registers)]
+    constraints = ["=&r"] * 7 + [str(n) for n in range(5)] + ["r"] * 6 + ["~{memory}", "~{flags}", *clobbered]
+    return "\n".join(lines), ",".join(constraints)
+
+
 def _ir() -> Any:
     return import_module("llvmlite.ir")
-
-
-@cache
-def _bfloat() -> Any:
-    """LLVM's bfloat16, which llvmlite has no name for."""
-    of_llvm: Any = _ir().Type
-
-    class BFloat(of_llvm):  # type: ignore[misc]
-        def _to_string(self) -> str:
-            return "bfloat"
-
-        def __eq__(self, other: object) -> bool:
-            return isinstance(other, BFloat)
-
-        def __hash__(self) -> int:
-            return hash(BFloat)
-
-    return BFloat()
