@@ -64,7 +64,7 @@ def lstm(
         output, c = _FusedLayer.apply(  # type: ignore[no-untyped-call]
             kind, x.transpose(0, 1), h, c, weight_ih, weight_hh, biases[0] + biases[1], rate
         )
-        return output.transpose(0, 1), (output[-1:], c[None])
+        return output.transpose(0, 1), (output[-1:].contiguous(), c[None])
 
 
 class _FusedLayer(torch.autograd.Function):
@@ -94,7 +94,7 @@ class _FusedLayer(torch.autograd.Function):
         ctx.done = False
         given = (x, h, c, weight_ih, weight_hh, bias)
         ctx.weights, ctx.types, ctx.from_zero = weights, [None if e is None else e.dtype for e in given], h is None
-        return both[1:, :, at : at + size].contiguous(), cells[-1, :, :size].clone()
+        return both[1:, :, at : at + size], cells[-1, :, :size].clone()
 
     @staticmethod
     @once_differentiable

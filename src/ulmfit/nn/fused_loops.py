@@ -303,7 +303,7 @@ def _backward(kind: str) -> int:
 def _weight_gradients(kind: str) -> int:
     c, multiply, pair, neighbours = compiler(), multiplier(kind), beside(kind), NEIGHBOURS[kind]
     (add, ask), floats, (parts, is_kept), gate_of = summing(), c.floats, _dropping(), _gate()
-    turned_gates, most, cached = layout(kind), rows_of(kind), second_cache() // 2
+    turned_gates, most, cached = layout(kind), rows_of(kind), second_cache() // (4 if kind == "fp32" else 2)
     lay_out, place, stride_of, step_of = (
         turned_gates.lay_out,
         turned_gates.place,

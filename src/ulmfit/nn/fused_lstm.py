@@ -24,7 +24,8 @@ _LINE = 64  # bytes in a line of the processor's cache
 _LITTLE = 1 << 18  # products between two meetings of the threads that take less time than a meeting may
 _compiled: set[str] = set()
 _ROWS_AT_ONCE = 192  # of inputs, that are multiplied together
-_GROUPS_AT_ONCE = 1152  # of a weight gradient's terms: a panel of so many stays in a core's cache
+# Of a weight gradient's terms: a panel of so many stays in a core's cache. In float32 it is read from there faster.
+_GROUPS_AT_ONCE = {"fp32": 576, "bf16": 1152}
 
 
 @cache
@@ -139,7 +140,9 @@ def backward(
     """
     assert weights.back is not None
     (steps, rows, count), size, threads = gates.shape, weights.size, torch.get_num_threads()
-    grad = nn.functional.pad(grad, (0, weights.padded - size)).contiguous()
+    if weights.padded > size:
+        grad = nn.functional.pad(grad, (0, weights.padded - size))
+    grad = grad.contiguous()
     inputs = torch.empty(steps, rows, weights.width, dtype=weights.dtype) if of_inputs else None
     state = torch.empty(rows, panels_of(size) * COLUMNS) if of_state else None
     at_once = _steps_at_once(rows)
@@ -158,7 +161,7 @@ def weight_gradients(weights: Weights, raw: Tensor, both: Tensor, from_zero: boo
     """Of the two matrices, in float32, from what `backward` left in `gates` and `forward` read."""
     steps, texts, gates = raw.shape
     rows, neighbours = steps * texts, NEIGHBOURS[weights.kind]
-    parts = max(1, -(-rows // (neighbours * _GROUPS_AT_ONCE)))
+    parts = max(1, -(-rows // (neighbours * _GROUPS_AT_ONCE[weights.kind])))
     groups = -(-rows // (neighbours * parts))
     turned = torch.empty(turned_gates.room(weights.kind, gates, groups), dtype=torch.int32)
     packed = weights.panels(panels_of(weights.columns), groups)

@@ -162,7 +162,7 @@ class Lanes:
 
 
 def of_addresses(count: int, generate: Any) -> Any:
-    """For compiled loops: a function of 4 or 7 addresses, which `generate(builder, *addresses)` puts together."""
+    """For compiled loops: a function of 4, 7 or 8 addresses, which `generate(builder, *addresses)` puts together."""
     numba = import_module("numba")
 
     def made(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -176,7 +176,10 @@ def of_addresses(count: int, generate: Any) -> Any:
     def seven(context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
         return numba.void(*[numba.int64] * 7), made
 
-    return import_module("numba.extending").intrinsic({4: four, 7: seven}[count])
+    def eight(context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
+        return numba.void(*[numba.int64] * 8), made
+
+    return import_module("numba.extending").intrinsic({4: four, 7: seven, 8: eight}[count])
 
 
 @cache

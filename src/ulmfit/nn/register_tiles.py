@@ -28,7 +28,7 @@ PANEL_ROW = 4 * COLUMNS  # bytes: the neighbours of each column
 NEIGHBOURS = {"fp32": 1, "bf16": 2, "int8": 4}  # that are multiplied at once
 _BLOCK = 512  # groups of a panel that are multiplied with all rows: they and the next ones stay in a core's cache
 _ALIGNED = matrix_tiles.SIDE  # groups: all blocks but the last are whole steps of AMX
-_GROUP = 4  # bytes of x that are multiplied at once
+GROUP = 4  # bytes of x that are multiplied at once
 _HOOK = 6  # arguments that a product's hooks are called with
 _TURN = 4  # groups between two jumps: a loop's own arithmetic takes the place of products
 _MULTIPLY = {"fp32": "vfmadd231ps", "bf16": "vdpbf16ps", "int8": "vpdpbusd"}  # of 8-bit factors the 2nd is unsigned
@@ -91,7 +91,7 @@ def plain_multiplier(kind: str) -> Any:
 
     @compiler().function
     def plain(rows: Any, x: Any, stride: Any, panel: Any, groups: Any, out: Any, out_stride: Any) -> None:
-        multiply(rows, x, stride, _GROUP, panel, COLUMNS, groups, out, out_stride, 0, panel, 0)
+        multiply(rows, x, stride, GROUP, panel, COLUMNS, groups, out, out_stride, 0, panel, 0)
 
     return plain
 
@@ -168,7 +168,7 @@ def product(kind: str) -> Any:
                         ahead, at_once = wanted + asked * LINE, LINE * a_group
                         asked += n * a_group
                     multiply(
-                        bottom - top, x + top * stride + done * _GROUP, stride, _GROUP, at,
+                        bottom - top, x + top * stride + done * GROUP, stride, GROUP, at,
                         columns - index * COLUMNS, n, tile_sums + each % together * PANEL_ROW, row_bytes, done, ahead,
                         at_once,
                     )  # fmt: skip

@@ -15,8 +15,11 @@ LOWEST = -1e30  # less than any logit; differences of two such numbers are numbe
 
 
 @cache
-def add_bias() -> Any:
-    """For compiled loops: products (C,), afterwards logits; bias (C,); the largest logit, and sum of e^(logit - it)."""
+def exponentials() -> Any:
+    """For compiled loops: products (C,), bias (C,), and of the logits, their sums, the largest and sum of e^(logit - it).
+
+    The powers of e take the products' place.
+    """
 
     def generate(builder: Any, products: Any, bias: Any, largest: Any, total: Any) -> None:
         v = Lanes(builder, LANES)
@@ -27,8 +30,9 @@ def add_bias() -> Any:
         most = v.most(first)
         everywhere, sums = v.filled(most), v.number(0)
         for n, each in enumerate(logits):
-            v.store(each, products, n)
-            sums = builder.fadd(sums, v.power(builder.fsub(each, everywhere)))
+            power = v.power(builder.fsub(each, everywhere))
+            v.store(power, products, n)
+            sums = builder.fadd(sums, power)
         v.store_one(most, largest)
         v.store_one(v.sum(sums), total)
 
@@ -51,34 +55,57 @@ def merge() -> Any:
 
 
 @cache
+def whole() -> Any:
+    """For compiled loops: largest logits (L,) and their sums (L,); the largest of all, and all sums in its terms."""
+
+    def generate(builder: Any, largest: Any, sums: Any, of_all: Any, total: Any) -> None:
+        v = Lanes(builder, LANES)
+        each = v.load(largest)
+        most = v.most(each)
+        v.store_one(most, of_all)
+        v.store_one(v.sum(builder.fmul(v.load(sums), v.power(builder.fsub(each, v.filled(most))))), total)
+
+    return of_addresses(4, generate)
+
+
+@cache
+def shares() -> Any:
+    """For compiled loops: largest logits (L,), the largest of all, 1 / sum of all; what e^(logit - its largest) is worth."""
+
+    def generate(builder: Any, largest: Any, of_all: Any, one_over_sum: Any, worth: Any) -> None:
+        v = Lanes(builder, LANES)
+        power = v.power(builder.fsub(v.load(largest), v.everywhere(of_all)))
+        v.store(builder.fmul(power, v.everywhere(one_over_sum)), worth)
+
+    return of_addresses(4, generate)
+
+
+@cache
 def gradients(kind: str) -> Any:
     """For compiled loops: what `kind` multiplies at once of the probabilities, of one row or of two.
 
-    Arguments: logits (C,) of the one and of the other row; largest logit and 1 / sum of both (4,); probabilities (C,)
-    of both in numbers of `kind`, and beside each other, all filled in; bias (C,), to which they are added. Of "fp32"
-    there is one row; what is beside another may take its logits' place.
+    Arguments: `exponentials` (C,) of the one and of the other row, and what each is worth there; probabilities (C,) of
+    both in numbers of `kind`, and beside each other, all filled in; bias (C,), to which they are added. Of "fp32" there
+    is one row; what is beside another may take its logits' place.
     """
 
     def generate(
-        builder: Any, one: Any, other: Any, sums: Any, of_one: Any, of_other: Any, both: Any, bias: Any
+        builder: Any, one: Any, other: Any, worth: Any, of_other: Any, out: Any, other_out: Any, both: Any, bias: Any
     ) -> None:
         v = Lanes(builder, LANES)
-        rows = [(each, v.everywhere(sums, 2 * n), v.everywhere(sums, 2 * n + 1)) for n, each in enumerate((one, other))]
+        rows = [(one, v.everywhere(worth)), (other, v.everywhere(of_other))]
         for n in range(COLUMNS // LANES):
-            found = [
-                builder.fmul(v.power(builder.fsub(v.load(logits, n), largest)), share)
-                for logits, largest, share in (rows if kind == "bf16" else rows[:1])
-            ]
+            found = [builder.fmul(v.load(at, n), share) for at, share in (rows if kind == "bf16" else rows[:1])]
             total = v.load(bias, n)
             for each in found:
                 total = builder.fadd(total, each)
             v.store(total, bias, n)
             if kind == "bf16":
-                v.store_halves(found[0], of_one, n)
-                v.store_halves(found[1], of_other, n)
+                v.store_halves(found[0], out, n)
+                v.store_halves(found[1], other_out, n)
                 v.store_pairs(found[0], found[1], both, n, past_caches=True)
             else:
-                v.store(found[0], of_one, n)
+                v.store(found[0], out, n)
                 v.store(found[0], both, n)
 
-    return of_addresses(7, generate)
+    return of_addresses(8, generate)
