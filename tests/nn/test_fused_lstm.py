@@ -118,7 +118,8 @@ def test_gradients(kind: str, rows: int, steps: int, width: int, size: int, seed
     loss = (outputs * grad.double()).sum() + (last[0] * grad_cell.double()).sum()
     right = torch.autograd.grad(loss, [*given_, *twin.parameters()])
     assert of_x is not None and of_state is not None
-    bound = 0.02 if kind == "bf16" else 1e-5
+    # Of a gate near 1, rounding changes 1 - it by more than its own share; of many cells, that averages out.
+    bound = (0.02 if rows * steps * size > 20 else 0.08) if kind == "bf16" else 1e-5
     for name, found, exact in zip(
         ("x", "h", "c", "weight_ih", "weight_hh", "bias"), (of_x, of_state, of_cell[:, :size], of_ih, of_hh, of_bias),
         right, strict=False,
@@ -147,7 +148,7 @@ def test_weight_gradients_in_parts(kind: str, from_zero: bool, at_once: int, mon
     layer = Layer(kind, 5, 4, 33, 70, 1, 0.3, from_zero)
     raw = torch.randn(4, 5, 4 * layer.weights.padded).to(layer.gates.dtype)
     whole = fused_lstm.weight_gradients(layer.weights, raw, layer.both, from_zero)
-    monkeypatch.setattr(fused_lstm, "_GROUPS_AT_ONCE", at_once)
+    monkeypatch.setitem(fused_lstm._GROUPS_AT_ONCE, kind, at_once)
     for found, right in zip(fused_lstm.weight_gradients(layer.weights, raw, layer.both, from_zero), whole, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
 

@@ -66,21 +66,6 @@ def _dropping() -> tuple[Any, Any]:
 
 
 @cache
-def summing() -> tuple[Any, Any]:
-    """To put `n` sums where they are wanted, or `more` to what is there; to ask for that memory before."""
-    c = compiler()
-    floats, f32 = c.floats, c.numba.float32
-
-    @c.function
-    def add(n: Any, sums_at: Any, out_at: Any, more: Any) -> None:
-        sums, out = floats(sums_at, n), floats(out_at, n)
-        for j in range(n):
-            out[j] = (out[j] if more else f32(0)) + sums[j]
-
-    return add, fetching()
-
-
-@cache
 def fetching() -> Any:
     """To ask for so many bytes at an address that will be written soon."""
     ask_for = prefetch()
@@ -302,8 +287,9 @@ def _backward(kind: str) -> int:
 
 def _weight_gradients(kind: str) -> int:
     c, multiply, pair, neighbours = compiler(), multiplier(kind), beside(kind), NEIGHBOURS[kind]
-    (add, ask), floats, (parts, is_kept), gate_of = summing(), c.floats, _dropping(), _gate()
-    turned_gates, most, cached = layout(kind), rows_of(kind), second_cache() // (4 if kind == "fp32" else 2)
+    ask, floats, (parts, is_kept), gate_of = fetching(), c.floats, _dropping(), _gate()
+    turned_gates, most = layout(kind), rows_of(kind)
+    cached = second_cache() // (4 if kind == "fp32" else 2)
     lay_out, place, stride_of, step_of = (
         turned_gates.lay_out,
         turned_gates.place,
@@ -313,6 +299,12 @@ def _weight_gradients(kind: str) -> int:
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
     size_of = compiler().numbers[kind].size
+
+    @c.function
+    def add(n: Any, sums_at: Any, out_at: Any, more: Any) -> None:
+        sums, out = floats(sums_at, n), floats(out_at, n)
+        for j in range(n):
+            out[j] = (out[j] if more else f32(0)) + sums[j]
 
     @c.function
     def add_kept(

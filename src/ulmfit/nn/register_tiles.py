@@ -1,7 +1,8 @@
 """Products of float32, bfloat16 or 8-bit numbers, a tile at a time, whose sums stay in registers.
 
 AVX-512 BF16 and VNNI multiply two or four neighbours of a row with those of a column and add the products to a 32-bit
-sum; for float32 there is AVX-512 or AVX2. Numba knows none of that, so that a tile is put together in LLVM's language.
+sum; for float32 there is AVX-512 or AVX2. Numba knows none of that, so that a tile is written in the processor's own
+language: what LLVM made of its own kept parts of a tile in memory.
 On two cores of a Zen 4 it reaches what they can do (225 GFLOP/s each in bfloat16, 113 in float32), also with a few
 rows, where oneDNN reaches four fifths. Where the processor has registers for whole tiles, it is those (`matrix_tiles`).
 """
@@ -15,7 +16,6 @@ from importlib import import_module
 from typing import Any
 
 from ulmfit.nn import matrix_tiles
-from ulmfit.nn.intrinsics import fetch_line
 from ulmfit.nn.processor import cpu_has_avx512
 from ulmfit.nn.vectors import compiler
 
@@ -234,10 +234,7 @@ def _of_any_rows(vectors: int, kind: str) -> Any:
 
 
 def _tile(rows: int, vectors: int, kind: str, numba: Any) -> Any:
-    """Compiled into its callers: `rows` x `vectors` registers, which hold sums from the first to the last group.
-
-    In the processor's own language: LLVM keeps some numbers of the next groups in memory, between their products.
-    """
+    """Compiled into its callers: `rows` x `vectors` registers, which hold sums from the first to the last group."""
     ir, intrinsic = _ir(), import_module("numba.extending").intrinsic
     import_module("llvmlite.binding").initialize_native_asmparser()
     text, constraints = _assembly(rows, vectors, kind)

@@ -16,7 +16,7 @@ LOWEST = -1e30  # less than any logit; differences of two such numbers are numbe
 
 @cache
 def exponentials() -> Any:
-    """For compiled loops: products (C,), bias (C,), and of the logits, their sums, the largest and sum of e^(logit - it).
+    """For compiled loops: products (C,), bias (C,); of their sums, logits, the largest, and the sum of e^(logit - it).
 
     The powers of e take the products' place.
     """
@@ -70,7 +70,7 @@ def whole() -> Any:
 
 @cache
 def shares() -> Any:
-    """For compiled loops: largest logits (L,), the largest of all, 1 / sum of all; what e^(logit - its largest) is worth."""
+    """For compiled loops: largest logits (L,), the largest of all, 1 / sum of all; what powers of e are worth (L,)."""
 
     def generate(builder: Any, largest: Any, of_all: Any, one_over_sum: Any, worth: Any) -> None:
         v = Lanes(builder, LANES)

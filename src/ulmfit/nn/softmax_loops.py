@@ -1,7 +1,7 @@
 """The loop of `fused_cross_entropy`, compiled: see there for what its arguments are.
 
-Logits lie panel by panel, and in each row by row. They become powers of e, and part of their rows' largest and sum,
-while they are in a core's cache. Each panel has its own largest: what that makes its powers worth is known when all are.
+Logits lie panel by panel, and in each row by row. While they are in a core's cache, they become powers of e and part of
+their rows' largest and sum. A row's powers are in terms of each panel's largest logit, until that of all is known.
 Gradients are made for some rows at a time, for few memory pages can be written to in turns.
 """
 
@@ -63,7 +63,10 @@ def entry(kind: str) -> int:
 
     @c.function
     def put_together(parts: Any, part_bytes: Any, state_at: Any, found_at: Any) -> None:
-        """All panels' parts of a row: sum of e^(logit - largest), largest - target's logit. Panels' sums become what they are worth."""
+        """All panels' parts of a row: sum of e^(logit - largest), largest - target's logit.
+
+        Panels' sums become what their powers of e are worth.
+        """
         state, found = floats(state_at, 2 * LANES + 2), floats(found_at, 2)
         largest, sums = state_at, state_at + LANES * 4
         state[:LANES], state[LANES:] = lowest, f32(0)
