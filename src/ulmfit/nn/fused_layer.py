@@ -64,7 +64,8 @@ def lstm(
         output, c = _FusedLayer.apply(  # type: ignore[no-untyped-call]
             kind, x.transpose(0, 1), h, c, weight_ih, weight_hh, biases[0] + biases[1], rate
         )
-        return output.transpose(0, 1), (output[-1:].contiguous(), c[None])
+        # A copy, as a view of all outputs would keep them as long as the state is carried on.
+        return output.transpose(0, 1), (output[-1:].clone(memory_format=torch.contiguous_format), c[None])
 
 
 class _FusedLayer(torch.autograd.Function):

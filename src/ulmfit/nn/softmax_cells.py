@@ -86,7 +86,7 @@ def gradients(kind: str) -> Any:
 
     Arguments: `exponentials` (C,) of the one and of the other row, and what each is worth there; probabilities (C,) of
     both in numbers of `kind`, and beside each other, all filled in; bias (C,), to which they are added. Of "fp32" there
-    is one row; what is beside another may take its logits' place.
+    is one row; what is beside another may take its powers' place.
     """
 
     def generate(
