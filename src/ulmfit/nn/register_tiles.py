@@ -260,7 +260,10 @@ def _tile(rows: int, vectors: int, kind: str, numba: Any) -> Any:
 
 
 def _assembly(rows: int, vectors: int, kind: str) -> tuple[str, str]:
-    """Of `_tile`, and its operands."""
+    """Of `_tile`, and what its operands are.
+
+    The first seven change: five begin as what is given (7 to 11), two hold 3 and 5 times the bytes from row to row.
+    """
     x, panel, whole, rest, wanted, three, five = (f"${n}" for n in range(7))
     stride, step, out, out_stride, more, at_once = (f"${n}" for n in range(12, 18))
     of_size, registers = ("zmm", 32) if LANES == 16 else ("ymm", 16)

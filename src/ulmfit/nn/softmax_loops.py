@@ -149,7 +149,7 @@ def entry(kind: str) -> int:
                 panel, tile = task // tiles, task % tiles
                 top, bottom = size * tile // tiles, size * (tile + 1) // tiles
                 # Sums go on from those of the rows before. The next tile's are wanted soon.
-                below = size * (tile + 2) // tiles
+                below = min(size, size * (tile + 2) // tiles)
                 for r in range(bottom, below):
                     ask(of_weight + (r * panels + panel) * PANEL_ROW, PANEL_ROW)
                 multiply(
