@@ -38,7 +38,7 @@ def caches(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> di
 def packed(tokenizer: Tokenizer, caches: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """In small blocks, so that there are several parts."""
     monkeypatch.setattr(module, "_BLOCK", 2_000)
-    pack(tmp_path / "packed", tokenizer, caches, 2_500, "CC0")
+    pack(tmp_path / "packed", tokenizer, caches, 2_500, "novels", "CC0")
     return tmp_path / "packed"
 
 
@@ -47,7 +47,7 @@ def test_the_same_on_the_other_side(
 ) -> None:
     there = unpack(packed, tmp_path / "there")
     assert there.tokenizer.pieces == tokenizer.pieces
-    assert there.licence == "CC0"
+    assert (there.dataset, there.licence) == ("novels", "CC0")
     assert there.valid is not None
     for split, cache in (("train", there.train), ("valid", there.valid)):
         for name in ("tokens.bin", "offsets.bin", "meta.json"):

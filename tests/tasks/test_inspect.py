@@ -108,3 +108,9 @@ def test_run_with_a_bundle(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.
     printed = capsys.readouterr().out
     assert "fine-tuning the language model, an epoch" in printed
     assert "tokens, total" in printed
+
+
+def test_a_bundle_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(InspectConfig(dataset=DatasetConfig(limit=30), bundle="en-small"))
+    assert found["splits"]["train"]["tokens"]["total"] > 0
+    assert "tokens, total" in capsys.readouterr().out

@@ -79,6 +79,7 @@ def test_packed_text_to_a_pair_of_models(
         assert bundle.info.direction == direction
         assert bundle.info.provenance["name"] == name
         assert bundle.info.provenance["steps"] >= 1
+        assert bundle.info.provenance["dataset"] == "articles"  # whose text was packed
         assert bundle.info.provenance["licence"] == "CC BY-SA 3.0, as the text"
         assert any(is_shard(path.name) for path in bundle.path.iterdir())
         card = (models / name / "README.md").read_text()

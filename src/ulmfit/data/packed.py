@@ -41,18 +41,25 @@ class Packed:
     tokenizer: Tokenizer
     train: TokenCache
     valid: TokenCache | None
+    dataset: str
     licence: str
 
 
 def pack(
-    folder: Path, tokenizer: Tokenizer, caches: Mapping[str, Path], part_bytes: int, licence: str = ""
+    folder: Path,
+    tokenizer: Tokenizer,
+    caches: Mapping[str, Path],
+    part_bytes: int,
+    dataset: str = "",
+    licence: str = "",
 ) -> dict[str, Any]:
     """Write caches and their tokenizer into `folder`.
 
     Args:
         caches: folders of `build_token_cache` for `train` and perhaps `valid`.
         part_bytes: no file is larger.
-        licence: of the text, for the cards of models.
+        dataset: name of the data set, for the cards of models.
+        licence: of the text, likewise.
 
     Returns:
         The manifest.
@@ -73,6 +80,7 @@ def pack(
     manifest = {
         "format_version": FORMAT_VERSION,
         "fingerprint": tokenizer.fingerprint,
+        "dataset": dataset,
         "licence": licence,
         "files": {name: {**about, "bytes": (folder / name).stat().st_size} for name, about in files.items()},
         "arrays": arrays,
@@ -124,7 +132,8 @@ def unpack(folder: Path, target: Path) -> Packed:
     caches = {
         split: TokenCache.open(final / split, tokenizer.vocab_size) for split in SPLITS if (final / split).is_dir()
     }
-    return Packed(tokenizer, caches["train"], caches.get("valid"), str(manifest.get("licence", "")))
+    dataset, licence = (str(manifest.get(name, "")) for name in ("dataset", "licence"))
+    return Packed(tokenizer, caches["train"], caches.get("valid"), dataset, licence)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class LMInputs:
     train: TokenCache
     valid: TokenCache | None
     direction: str
+    dataset: str  # whose text it is
     licence: str
 
 
@@ -66,10 +67,11 @@ def prepare_language_model(config: TrainConfig, parent: Parent, kept: Path | Non
     bundle = None if parent.path is None else load_bundle(parent.path)
     direction = config.stage.lm.direction or (bundle.info.direction if bundle else "forward")
     valid: TokenCache | None
-    licence = config.dataset.licence
+    dataset, licence = config.dataset.name, config.dataset.licence
     if is_packed(config.dataset):
         packed = unpack(Path(config.dataset.path or ""), cache_folder(config.cache) / "unpacked")
         tokenizer, train, valid, licence = packed.tokenizer, packed.train, packed.valid, packed.licence
+        dataset = packed.dataset or dataset
     else:
         resumed = kept is not None and (kept / "tokenizer.json").is_file()
         tokenizer = Tokenizer.load(kept) if kept and resumed else tokenizer_for(config, bundle, config.stage.lm)
@@ -83,7 +85,7 @@ def prepare_language_model(config: TrainConfig, parent: Parent, kept: Path | Non
         model, transfer = engine.language_model_for(bundle, tokenizer)
         if transfer is not None:
             log.info("vocabulary: %s", transfer)
-    return LMInputs(model, tokenizer, train, valid, direction, _licences(licence, bundle))
+    return LMInputs(model, tokenizer, train, valid, direction, dataset, _licences(licence, bundle))
 
 
 def labelled_splits(config: TrainConfig) -> tuple[Splits, list[str]]:

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ulmfit.config import InspectConfig
@@ -35,10 +34,11 @@ def run(config: InspectConfig) -> dict[str, Any]:
     tokenizer, info = None, None
     if config.bundle is not None:
         from ulmfit.bundle import read_info
+        from ulmfit.tasks.locations import resolve_bundle
         from ulmfit.text.tokenizer import Tokenizer
 
-        info = read_info(config.bundle)
-        tokenizer = Tokenizer.load(Path(config.bundle))
+        folder = resolve_bundle(config.bundle, None)
+        info, tokenizer = read_info(folder), Tokenizer.load(folder)
     description = describe(load_splits(config.dataset), tokenizer)
     description["name"] = config.dataset.name
     if info is not None:

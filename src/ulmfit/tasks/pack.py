@@ -36,7 +36,8 @@ def run(config: PackConfig) -> dict[str, Any]:
             place, key = cache_folder(config.cache) / "tokens", content_key(config.dataset, texts)
             caches[split] = cache_path(place, key, tokenizer)
     log.info("packing into %s", folder)
-    manifest = pack(folder, tokenizer, caches, config.part_mb * 1_000_000, config.dataset.licence)
+    about = config.dataset.name, config.dataset.licence
+    manifest = pack(folder, tokenizer, caches, config.part_mb * 1_000_000, *about)
     sizes = [about["bytes"] for about in manifest["files"].values()]
     print(
         f"{folder}: {MANIFEST} and {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, none over {max(sizes) / 1e6:.1f} MB"

@@ -68,7 +68,7 @@ def train_language_model(config: TrainConfig, stage: str, parent: Parent, folder
         wait_for_all()  # until rank 0 has written the bundle
         return StageResult(target, {}, main=False)
     provenance = engine.provenance(
-        stage, config.dataset.name, parent_name(parent), len(given.train.tokens), result.steps, config.seed
+        stage, given.dataset, parent_name(parent), len(given.train.tokens), result.steps, config.seed
     )
     if given.licence:
         provenance["licence"] = given.licence
