@@ -78,6 +78,7 @@ def _options(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--update", action="store_true", help="measure the cases again and keep the others of the report that is there"
     )
+    parser.add_argument("--note", help="a line at the head of the report, which --update keeps")
     parser.add_argument("--tiny", action="store_true", help="a trial of seconds on the sample data")
     return parser.parse_args(words)
 
@@ -92,6 +93,7 @@ def compare(chosen: list[Case], folder: Path, out: Path, options: argparse.Names
         "tiny": options.tiny,
         "repeats": options.repeats or 5,
         "device": device,
+        "note": options.note or "",
         "machine": limits.machine(options.threads, device),
         "limits": {},
         "rows": [],
@@ -99,7 +101,8 @@ def compare(chosen: list[Case], folder: Path, out: Path, options: argparse.Names
     }
     measured: list[Measured] = []
     kept = report.kept(out, [case.name for case in chosen], content) if options.update else {}
-    content |= kept and {"earlier": kept["earlier"], "limits": kept["limits"]}
+    content |= kept and {name: kept[name] for name in ("earlier", "limits", "profile") if name in kept}
+    content["note"] = content["note"] or kept.get("note", "")
     _limits(content, folder, options)
     for case in chosen:
         _say(case.title)

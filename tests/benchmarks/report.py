@@ -75,8 +75,12 @@ def _goal(text: str, met: bool) -> dict[str, Any]:
 
 
 def command() -> str:
-    """How this run was started."""
-    words = " ".join(sys.argv[1:])
+    """How this run was started; a note stands elsewhere."""
+    given = sys.argv[1:]
+    if "--note" in given:
+        at = given.index("--note")
+        del given[at : at + 2]
+    words = " ".join(given)
     return f"make bench ARGS='{words}'" if words else "make bench"
 
 
@@ -87,7 +91,7 @@ class NotTheSame(Exception):
 def kept(folder: Path, again: list[str], content: dict[str, Any]) -> dict[str, Any]:
     """What stays of the report in `folder` when the cases `again` are measured again; empty if there is none.
 
-    Returns: rows, failures and limits, and under "earlier" by which command, when and how long.
+    Returns: rows, failures, limits, profile and note, and under "earlier" by which command, when and how long.
 
     Raises:
         NotTheSame: it is of another machine, or its cases are no longer what they were.
@@ -104,7 +108,8 @@ def kept(folder: Path, again: list[str], content: dict[str, Any]) -> dict[str, A
         if whats.get(one["case"]) != one.get("what"):
             raise NotTheSame(f"{path} has measured something else as {one['case']}; measure everything again")
     run = {name: old[name] for name in ("command", "date", "seconds")}
-    return {**found, "limits": old["limits"], "earlier": [*old.get("earlier", []), run]}
+    still = {name: old[name] for name in ("limits", "profile", "note") if name in old}
+    return {**found, **still, "earlier": [*old.get("earlier", []), run]}
 
 
 def write(folder: Path, name: str, content: dict[str, Any], markdown: str) -> None:
@@ -121,6 +126,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [
         "# This package and fastai on one machine",
         "",
+        *([content["note"], ""] if content.get("note") else []),
         *machine_lines(content),
         "",
         "## Speed",

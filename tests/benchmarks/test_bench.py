@@ -159,14 +159,19 @@ def test_an_older_report_is_kept(harness: Any, tmp_path: Path) -> None:
     """One whose shares are of the best products before and after all cases."""
     old = full_step(harness, runs((10, None)), runs((15, None)))
     content = {"command": "make bench", "date": "2026-01-01", "seconds": 1.0, "machine": harness("limits").machine(1)}
-    content |= {"limits": {"square fp32": 125.0}, "rows": [old], "failures": []}
+    content |= {"limits": {"square fp32": 125.0}, "rows": [old], "failures": [], "note": "The quiet machine."}
     (tmp_path / "cpu.json").write_text(json.dumps(content))
     done = bench(tmp_path, "--tiny", "--cases", "help", "--update")
     assert done.returncode == 0, done.stderr
     updated, page = read(tmp_path, "cpu")
     assert [row["case"] for row in updated["rows"]] == ["help", "lm_step_full"] and updated["rows"][1] == old
-    assert "80% of square fp32" in page
+    assert "80% of square fp32" in page and "\n\nThe quiet machine.\n\n" in page
     cells(page)
+
+
+def test_a_note_is_no_part_of_the_command(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", "--cases", "help", "--note", "by night", "--tiny"])
+    assert harness("report").command() == "make bench ARGS='--cases help --tiny'"
 
 
 @pytest.mark.slow
