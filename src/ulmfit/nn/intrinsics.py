@@ -10,12 +10,10 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from ulmfit.nn.lanes import Lanes
+
 CELLS = 16  # float32 in a register
 _MOST = 30.0  # exponents of 2 are kept within +-30: sigmoid and tanh are 1e-9 from their ends there
-TO_NEAREST = 1.5 * 2**23 + 127  # added to a float32, its last bits are the nearest integer as an exponent
-# Of x^0, x^1, ...: fitted to 2^x on [-1/2, 1/2], within 1e-7 there, and exact at 0: sums are often scaled by e^0.
-POWERS = (1.0, 0.6931469775315594, 0.24022242002352726, 0.055507338247889726, 0.009671518219058723,
-           0.001326471446410778)  # fmt: skip
 
 
 @cache
@@ -30,90 +28,48 @@ def cell(kind: str) -> Any:
     In "bf16" sums are float32, there are no units, and all states are rounded to bfloat16. In "int8" sums are int32,
     and states are not written in bfloat16.
     """
-    numba, ir = import_module("numba"), import_module("llvmlite.ir")
-    intrinsic = import_module("numba.extending").intrinsic
-    f32, i32, i64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-    floats, integers = ir.VectorType(f32, CELLS), ir.VectorType(i32, CELLS)
+    numba = import_module("numba")
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         inputs, states, factors, before, after, out, reduced, *units = given
-        fma_name = f"llvm.fma.v{CELLS}f32"
-        fused = builder.module.globals.get(fma_name)
-        if fused is None:
-            fused = ir.Function(builder.module, ir.FunctionType(floats, [floats] * 3), fma_name)
-
-        def number(value: float) -> Any:
-            return ir.Constant(floats, [value] * CELLS)
-
-        def whole_number(value: int) -> Any:
-            return ir.Constant(integers, [value] * CELLS)
-
-        def at(start: Any, index: int, of_type: Any) -> Any:
-            place = builder.add(start, ir.Constant(i64, 4 * CELLS * index))
-            return builder.inttoptr(place, of_type.as_pointer())
-
-        def load(start: Any, index: int = 0, of_type: Any = floats) -> Any:
-            return builder.load(at(start, index, of_type), align=4)
-
-        def everywhere(start: Any, offset: int, of_type: Any, of_vector: Any) -> Any:
-            place = builder.inttoptr(builder.add(start, ir.Constant(i64, offset)), of_type.as_pointer())
-            undefined = ir.Constant(of_vector, ir.Undefined)
-            first = builder.insert_element(undefined, builder.load(place, align=4), ir.Constant(i32, 0))
-            return builder.shuffle_vector(first, undefined, whole_number(0))
-
-        def fma(a: Any, b: Any, c: Any) -> Any:
-            return builder.call(fused, [a, b, c])
-
-        def chosen(compared: str, value: Any, bound: Any) -> Any:  # what is not a number stays it
-            return builder.select(builder.fcmp_ordered(compared, value, bound), bound, value)
+        lanes = Lanes(builder, CELLS)
+        one = lanes.number(1)
 
         def power(x: Any, factor: float) -> Any:
             """e^(factor x), to 2e-7 of it."""
-            exponent = builder.fmul(x, number(factor * math.log2(math.e)))
-            exponent = chosen(">", chosen("<", exponent, number(-_MOST)), number(_MOST))
-            shifted = builder.fadd(exponent, number(TO_NEAREST))
-            rest = builder.fsub(exponent, builder.fsub(shifted, number(TO_NEAREST)))
-            whole = builder.shl(builder.bitcast(shifted, integers), whole_number(23))
-            total = number(POWERS[-1])
-            for coefficient in reversed(POWERS[:-1]):
-                total = fma(total, rest, number(coefficient))
-            return builder.fmul(total, builder.bitcast(whole, floats))
+            exponent = builder.fmul(x, lanes.number(factor * math.log2(math.e)))
+            return lanes.power_of_two(lanes.bounded(exponent, _MOST))
 
         def gate(index: int) -> Any:
-            bias = load(factors, 8 + index)
+            bias = lanes.load(factors, 8 + index)
             if kind == "bf16":
-                return builder.fadd(builder.fadd(load(inputs, index), load(states, index)), bias)
+                return builder.fadd(builder.fadd(lanes.load(inputs, index), lanes.load(states, index)), bias)
             found = bias
             for part, sums in ((1, states), (0, inputs)):
-                whole = builder.sub(load(sums, index, integers), shifts[part])
-                worth = builder.fmul(worths[part], load(factors, 4 * part + index))
-                found = fma(builder.sitofp(whole, floats), worth, found)
+                whole = builder.sub(lanes.load_whole(sums, index), shifts[part])
+                worth = builder.fmul(worths[part], lanes.load(factors, 4 * part + index))
+                found = lanes.fma(builder.sitofp(whole, lanes.floats), worth, found)
             return found
 
         if kind == "int8":
-            worths = [everywhere(each, 0, f32, floats) for each in units]
-            shifts = [everywhere(each, 4, i32, integers) for each in units]
-        one = number(1)
+            worths = [lanes.everywhere(each) for each in units]
+            shifts = [lanes.everywhere_whole(each, 1) for each in units]
         # Fractions are added up before they are divided: a division takes as long as ten products.
         forget, enter = builder.fadd(one, power(gate(1), -1)), builder.fadd(one, power(gate(0), -1))
         new = power(gate(2), -2)
         both = builder.fmul(enter, builder.fadd(one, new))
-        top = fma(load(before), both, builder.fmul(builder.fsub(one, new), forget))
+        top = lanes.fma(lanes.load(before), both, builder.fmul(builder.fsub(one, new), forget))
         cells = builder.fdiv(top, builder.fmul(both, forget))
-        builder.store(cells, at(after, 0, floats), align=4)
+        lanes.store(cells, after)
         leave, new = builder.fadd(one, power(gate(3), -1)), power(cells, -2)
         state = builder.fdiv(builder.fsub(one, new), builder.fmul(leave, builder.fadd(one, new)))
         if kind == "bf16":  # what is pooled or handed on is what is multiplied
-            bits = builder.bitcast(state, integers)
-            odd = builder.and_(builder.lshr(bits, whole_number(16)), whole_number(1))
-            bits = builder.lshr(builder.add(builder.add(bits, whole_number(0x7FFF)), odd), whole_number(16))
-            halves = ir.VectorType(ir.IntType(16), CELLS)
-            builder.store(builder.trunc(bits, halves), builder.inttoptr(reduced, halves.as_pointer()), align=2)
-            state = builder.bitcast(builder.shl(bits, whole_number(16)), floats)
-        builder.store(state, at(out, 0, floats), align=4)
+            lanes.store_halves(state, reduced)
+            state = lanes.wide(builder.lshr(lanes.rounded(state), lanes.whole_number(16)))
+        lanes.store(state, out)
         return context.get_dummy_value()
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @import_module("numba.extending").intrinsic  # type: ignore[untyped-decorator]
     def of_16(
         context: Any, inputs: Any, states: Any, factors: Any, before: Any, after: Any, out: Any, reduced: Any,
         units: Any, more: Any,

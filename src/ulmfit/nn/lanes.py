@@ -11,8 +11,10 @@ from importlib import import_module
 from itertools import zip_longest
 from typing import Any
 
-from ulmfit.nn.intrinsics import POWERS, TO_NEAREST
-
+_TO_NEAREST = 1.5 * 2**23 + 127  # added to a float32, its last bits are the nearest integer as an exponent
+# Of x^0, x^1, ...: fitted to 2^x on [-1/2, 1/2], within 1e-7 there, and exact at 0: sums are often scaled by e^0.
+_POWERS = (1.0, 0.6931469775315594, 0.24022242002352726, 0.055507338247889726, 0.009671518219058723,
+           0.001326471446410778)  # fmt: skip
 _LEVELS = 11  # of the continued fraction: within 5e-7 of tanh
 SMALLEST = -75.0  # e^x below counts as 0: of 1e5 pieces, shares are numbers that processors multiply fast
 _LARGEST = 7.35  # beyond, tanh is 1 as exactly
@@ -56,13 +58,21 @@ class Lanes:
         """`past_caches`: to memory, for what is not read soon; `start` is a multiple of what is stored in bytes."""
         self._put(value, self.place(start, 4 * self._lanes * index, value.type), 4 * self._lanes, past_caches)
 
+    def load_whole(self, start: Any, index: int = 0) -> Any:
+        """As `load`, of int32."""
+        return self._builder.load(self.place(start, 4 * self._lanes * index, self.integers), align=4)
+
     def everywhere(self, start: Any, index: int = 0) -> Any:
         """The `index`-th float32 behind `start`, in all places."""
         return self.filled(self._builder.load(self.place(start, 4 * index, self.f32), align=4))
 
+    def everywhere_whole(self, start: Any, index: int = 0) -> Any:
+        """As `everywhere`, of int32."""
+        return self.filled(self._builder.load(self.place(start, 4 * index, self.i32), align=4))
+
     def filled(self, one: Any) -> Any:
-        """One float32 in all places."""
-        undefined = self._ir.Constant(self.floats, self._ir.Undefined)
+        """One number of 32 bits in all places."""
+        undefined = self._ir.Constant(self._ir.VectorType(one.type, self._lanes), self._ir.Undefined)
         first = self._builder.insert_element(undefined, one, self._ir.Constant(self.i32, 0))
         return self._builder.shuffle_vector(first, undefined, self.whole_number(0))
 
@@ -146,12 +156,15 @@ class Lanes:
     def power(self, x: Any) -> Any:
         """e^x for x <= 0, to 2e-7 of it, or 0 (`SMALLEST`); what is not a number stays it."""
         exponent = self._builder.fmul(self.larger(self.number(SMALLEST), x), self.number(math.log2(math.e)))
-        shifted = self._builder.fadd(exponent, self.number(TO_NEAREST))
-        rest = self._builder.fsub(exponent, self._builder.fsub(shifted, self.number(TO_NEAREST)))
-        whole = self._builder.shl(self._builder.bitcast(shifted, self.integers), self.whole_number(23))
-        found = self._builder.fmul(self._builder.bitcast(whole, self.floats), self.polynomial(rest, POWERS))
         too_small = self._builder.fcmp_ordered("<", x, self.number(SMALLEST))
-        return self._builder.select(too_small, self.number(0), found)
+        return self._builder.select(too_small, self.number(0), self.power_of_two(exponent))
+
+    def power_of_two(self, x: Any) -> Any:
+        """2^x for x from -125 to 125, to 2e-7 of it."""
+        shifted = self._builder.fadd(x, self.number(_TO_NEAREST))
+        rest = self._builder.fsub(x, self._builder.fsub(shifted, self.number(_TO_NEAREST)))
+        whole = self._builder.shl(self._builder.bitcast(shifted, self.integers), self.whole_number(23))
+        return self._builder.fmul(self._builder.bitcast(whole, self.floats), self.polynomial(rest, _POWERS))
 
     def tanh(self, x: Any) -> tuple[Any, Any]:
         """Its numerator and denominator: several fractions take one division."""
