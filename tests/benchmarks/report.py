@@ -80,7 +80,7 @@ def command() -> str:
     if "--note" in given:
         at = given.index("--note")
         del given[at : at + 2]
-    words = " ".join(given)
+    words = " ".join(word for word in given if not word.startswith("--note="))
     return f"make bench ARGS='{words}'" if words else "make bench"
 
 

@@ -172,6 +172,8 @@ def test_an_older_report_is_kept(harness: Any, tmp_path: Path) -> None:
 def test_a_note_is_no_part_of_the_command(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["bench", "--cases", "help", "--note", "by night", "--tiny"])
     assert harness("report").command() == "make bench ARGS='--cases help --tiny'"
+    monkeypatch.setattr(sys, "argv", ["bench", "--note=by night", "--cases", "help"])
+    assert harness("report").command() == "make bench ARGS='--cases help'"
 
 
 @pytest.mark.slow

@@ -36,8 +36,8 @@ def run(config: PackConfig) -> dict[str, Any]:
             place, key = cache_folder(config.cache) / "tokens", content_key(config.dataset, texts)
             caches[split] = cache_path(place, key, tokenizer)
     log.info("packing into %s", folder)
-    about = config.dataset.name, config.dataset.licence
-    manifest = pack(folder, tokenizer, caches, config.part_mb * 1_000_000, *about)
+    part_bytes = config.part_mb * 1_000_000
+    manifest = pack(folder, tokenizer, caches, part_bytes, config.dataset.name, config.dataset.licence)
     sizes = [about["bytes"] for about in manifest["files"].values()]
     print(
         f"{folder}: {MANIFEST} and {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, none over {max(sizes) / 1e6:.1f} MB"
