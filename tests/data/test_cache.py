@@ -24,12 +24,15 @@ from ulmfit.config import TokenizerConfig
 from ulmfit.data import cache as module
 from ulmfit.data.cache import TokenCache, build_token_cache
 from ulmfit.errors import DataError
-from ulmfit.text import word_table, words
+from ulmfit.text import compiled_words, word_table, words
 from ulmfit.text.tokenizer import Tokenizer
 
 TEXTS = [
     f"Document {i}: the cat sat on the mat {'again and ' * (i % 7)}\nÜber Größe {i * i}, 中文." for i in range(400)
 ]
+
+
+COMPILE = Tokenizer.compile
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,16 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHUNK_CHARS", 1_000)
+    monkeypatch.setattr(Tokenizer, "compile", lambda self: False)
+
+
+@pytest.fixture(params=["processes", "threads"])
+def ways(request: pytest.FixtureRequest, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to share the work: arrays in processes, and compiled loops in threads."""
+    if request.param == "threads":
+        pytest.importorskip("numba")
+        monkeypatch.setattr(Tokenizer, "compile", COMPILE)
+    return str(request.param)
 
 
 def as_lists(cache: TokenCache) -> list[list[int]]:
@@ -53,7 +66,7 @@ def expected(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
 # -- content ---------------------------------------------------------------------------------------------------------
 
 
-def test_documents_and_offsets_are_exact(tokenizer, tmp_path, small_chunks):
+def test_documents_and_offsets_are_exact(tokenizer, tmp_path, ways):
     built = build_token_cache(iter(TEXTS), tokenizer, tmp_path, "key", workers=1)
     documents = expected(TEXTS, tokenizer)
     assert as_lists(built) == documents
@@ -106,9 +119,9 @@ def test_the_vocabulary_decides_the_width():
         assert cache.tokens.tolist() == [2, size - 1, 2]
 
 
-def test_a_wide_vocabulary_on_disk(tokenizer, tmp_path, small_chunks, monkeypatch):
-    """As with more than 65,536 pieces; two processes write the same width."""
-    for each in (module, words, word_table):
+def test_a_wide_vocabulary_on_disk(tokenizer, tmp_path, ways, monkeypatch):
+    """As with more than 65,536 pieces."""
+    for each in (module, words, word_table, compiled_words):
         monkeypatch.setattr(each, "id_type", lambda size: np.uint32)
     tokenizer = Tokenizer(tokenizer._model, tokenizer.config)
     built = build_token_cache(TEXTS, tokenizer, tmp_path, "key", workers=1)
@@ -120,10 +133,11 @@ def test_a_wide_vocabulary_on_disk(tokenizer, tmp_path, small_chunks, monkeypatc
 # -- several processes -----------------------------------------------------------------------------------------------
 
 
-def test_many_processes_write_what_one_writes(tokenizer, tmp_path, small_chunks, capsys):
+def test_many_write_what_one_writes(tokenizer, tmp_path, ways, capsys):
     one = build_token_cache(iter(TEXTS), tokenizer, tmp_path, "one", workers=1)
     assert capsys.readouterr().err == ""
     many = build_token_cache(iter(TEXTS), tokenizer, tmp_path, "many", total_bytes=30_000, workers=3)
+    assert capsys.readouterr().err.endswith(f" with 3 {ways}\n")
     for name in ("tokens.bin", "offsets.bin"):
         files = [(tmp_path / f"{key}-{tokenizer.fingerprint}" / name).read_bytes() for key in ("one", "many")]
         assert files[0] == files[1]
@@ -132,12 +146,14 @@ def test_many_processes_write_what_one_writes(tokenizer, tmp_path, small_chunks,
 
 SCRIPT = """
 import sys
+import threading
 from pathlib import Path
 from ulmfit.data import cache
 from ulmfit.text.tokenizer import Tokenizer
 with open("runs.txt", "a") as file:
     file.write("x")
 cache._CHUNK_CHARS = 1000
+compile, Tokenizer.compile = Tokenizer.compile, lambda self: False
 tokenizer = Tokenizer.load("tokenizer")
 texts = [f"Document {i}: the cat sat on the mat" for i in range(300)]
 BEFORE
@@ -251,6 +267,29 @@ def test_workers_end_with_their_parent(tokenizer, tmp_path, sign):
     assert not any(_alive(pid) for pid in workers)
     if sign == signal.SIGINT:
         assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_ends_threads_too(tokenizer, tmp_path):
+    pytest.importorskip("numba")
+    before = (
+        "Tokenizer.compile = compile\n"
+        "def endless(texts=texts):\n"
+        "    while True:\n"
+        "        yield from texts\n"
+        "        if threading.active_count() > 1: print('ready', flush=True)\n"
+        "texts = endless()"
+    )
+    command = script(tokenizer, tmp_path, before)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and "KeyboardInterrupt" in errors
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def _alive(pid: int) -> bool:
@@ -372,7 +411,7 @@ def test_a_damaged_cache_is_an_error_with_the_way_out(tokenizer, tmp_path, name)
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_text_is_not_read_ahead(tokenizer, tmp_path, monkeypatch, workers):
-    """Between what was read and what was written lie a few chunks per worker, never the text."""
+    """Between what was read and what was written lie 16 chunks and a few per worker, never the text."""
     monkeypatch.setattr(module, "_CHUNK_CHARS", 5_000)
     written, furthest, read = 0, 0, 0
     original = module._tokenised
@@ -394,10 +433,10 @@ def test_the_text_is_not_read_ahead(tokenizer, tmp_path, monkeypatch, workers):
     monkeypatch.setattr(module, "_tokenised", counted)
     build_token_cache(texts(), tokenizer, tmp_path, "key", workers=workers, progress=False)
     assert written == read > 400_000
-    assert furthest < 5_100 * (2 * workers + 4)
+    assert furthest < 5_100 * (module._MANY + 2 * workers + 4)
 
 
-def test_memory_is_bounded(tokenizer, tmp_path, monkeypatch):
+def test_memory_is_bounded(tokenizer, tmp_path, ways, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK_CHARS", 20_000)
 
     def peak(count: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from strategies import rules_configs as configs
 
 from ulmfit.config import RulesConfig, TokenizerConfig
-from ulmfit.text import words
+from ulmfit.text import compiled_words, words
 from ulmfit.text.rules import MARKERS
 from ulmfit.text.tokenizer import KINDS, Tokenizer
 from ulmfit.text.word_table import PADDING, WordTable, keys
@@ -57,8 +58,19 @@ def plain(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 @cache
-def with_rules(model: bytes, kind: str, rules: tuple[Any, ...]) -> Tokenizer:
-    return Tokenizer(model, TokenizerConfig(kind=kind, rules=RulesConfig(*rules)))
+def with_rules(model: bytes, kind: str, rules: tuple[Any, ...], loops: bool = False) -> Tokenizer:
+    tokenizer = Tokenizer(model, TokenizerConfig(kind=kind, rules=RulesConfig(*rules)))
+    assert not loops or tokenizer.compile() == (kind == "unigram")
+    return tokenizer
+
+
+needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="Numba is not installed")
+
+
+@pytest.fixture(scope="module", params=["arrays", pytest.param("loops", marks=needs_numba)])
+def loops(request: pytest.FixtureRequest) -> bool:
+    """Whether documents are read by compiled loops."""
+    return bool(request.param == "loops")
 
 
 @pytest.fixture(scope="module", params=[*KINDS, "without bytes", "shipped"])
@@ -94,9 +106,9 @@ def small_bounds() -> Iterator[None]:
 @example(batch=["seventeenletters1 seventeenletters1 seventeenletters1."], config=RulesConfig())
 @example(batch=[f"x eight.88{'y' * 90} eight.88"], config=RulesConfig())  # alike in what is compared first
 @example(batch=["The. The, The\n The.\n .The the THE. .\n"], config=RulesConfig())
-def test_equals_the_rules_and_pieces_of_each_word(models, batch, config):
+def test_equals_the_rules_and_pieces_of_each_word(models, loops, batch, config):
     model, trained = models
-    tokenizer = with_rules(model, trained.kind, astuple(config))
+    tokenizer = with_rules(model, trained.kind, astuple(config), loops)
     expected = [plain(tokenizer, text) for text in batch]
     for _ in range(2):  # words that are new, and known ones
         assert [document.tolist() for document in tokenizer.documents(batch)] == [[2, *ids] for ids in expected]
@@ -107,9 +119,9 @@ def test_equals_the_rules_and_pieces_of_each_word(models, batch, config):
             assert tokenizer.decode(ids) == tokenizer.rules.normalise(text)
 
 
-def test_a_document_read_in_blocks_by_threads(models):
-    """A table that all fill at once, with words that push each other out."""
-    tokenizer = Tokenizer(*models)
+def test_a_document_read_in_blocks_by_threads(models, loops):
+    """A table that all fill at once, or one for each thread, with words that push each other out."""
+    tokenizer = with_rules(models[0], models[1].kind, astuple(models[1].rules), loops)
     documents = [f"{line} {number}" for number in range(40) for line in LINES]
     expected = [[tokenizer.bos_id, *plain(tokenizer, text)] for text in documents]
 
@@ -132,6 +144,75 @@ def test_what_is_kept_is_bounded_and_stays_at_home(models):
         assert 0 < len(kept) <= 20
         assert max(map(len, kept)) <= 64
     assert len(pickle.dumps(tokenizer)) == size
+
+
+@needs_numba
+@pytest.mark.parametrize("config", [RulesConfig(), RulesConfig(case=False, elongation=False, repetition=False)])
+def test_compiled_loops_know_every_code_point(config):
+    """Within words, at their ends, before and behind letters of either case, twice, and as a word of their own."""
+    tokenizer = with_rules(Tokenizer.load(SHIPPED)._model, "unigram", astuple(config), loops=True)
+    chars = [chr(code) for code in range(0x11000) if not 0xD800 <= code < 0xE000]
+    words = [
+        f"a{c}b A{c}B {c} {c}{c}a {c}A{c}. {c.upper()}{c.lower()} {c.lower()}{c}\n{c.upper()}b, aB{c}" for c in chars
+    ]
+    documents = [" ".join(words[i : i + 40]) for i in range(0, len(words), 40)]
+    for text, ids in zip(documents, tokenizer.documents(documents), strict=True):
+        assert ids[1:].tolist() == plain(tokenizer, text)
+
+
+@needs_numba
+def test_words_of_all_lengths_are_read_by_compiled_loops():
+    tokenizer = with_rules(Tokenizer.load(SHIPPED)._model, "unigram", astuple(RulesConfig()), loops=True)
+    letters = "abcdefghijklmnopqrstuvwxyz-ABC1É中" * 40
+    documents = [f"{letters[:n]} x{letters[:n]}\n {letters[n:n]}.{letters[: n // 3]}, {'A1' * n}" for n in range(600)]
+    for text, ids in zip(documents, tokenizer.documents(documents), strict=True):
+        assert ids[1:].tolist() == plain(tokenizer, text)
+
+
+@needs_numba
+def test_a_model_of_another_kind_is_not_read_by_compiled_loops():
+    """SentencePiece gives symbols that a user has defined a score of their own."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus()), model_writer=model, vocab_size=200, hard_vocab_limit=False,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, user_defined_symbols=["umps", "leep"],
+        pad_id=0, unk_id=1, bos_id=2, eos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = Tokenizer(model.getvalue(), TokenizerConfig())
+    assert not tokenizer.compile()
+    batch = ["the fox jumps, the dog sleeps"]
+    assert tokenizer.encode_batch(batch) == [plain(tokenizer, batch[0])]
+
+
+@needs_numba
+def test_without_numba_or_a_compiler_that_works_all_is_as_before(monkeypatch, caplog):
+    tokenizer = Tokenizer.load(SHIPPED)
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled_words, "find_spec", lambda name: None)
+        assert not tokenizer.compile() and not caplog.messages
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled_words, "_loops", lambda: 1 / 0)
+        assert not tokenizer.compile()
+        assert "which is slower without: division by zero" in caplog.text
+    assert tokenizer.encode_batch(LINES) == [plain(tokenizer, line) for line in LINES]
+    assert tokenizer.compile()
+
+
+@needs_numba
+def test_loops_that_cannot_be_kept_are_compiled_again(monkeypatch):
+    from ulmfit.text import word_loops
+
+    made = []
+
+    def njit(function: Any, cache: bool = False, **how: Any) -> str:
+        if cache:
+            raise RuntimeError("no locator available")
+        made.append(how)
+        return "compiled"
+
+    monkeypatch.setattr(word_loops.numba, "njit", njit)
+    assert word_loops._entry(lambda: None) == "compiled"
+    assert made == [{"error_model": "numpy", "nogil": True}]
 
 
 def test_a_model_whose_pieces_cross_spaces_is_given_whole_texts():

@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -34,6 +34,8 @@ Tokens = npt.NDArray[Any]  # uint16 or uint32
 _Encoded = tuple[Tokens, npt.NDArray[np.int64], int]  # ids, how many each document has, characters
 FORMAT_VERSION = 1
 _CHUNK_CHARS = 1_000_000  # text handed to a worker at a time: bounds memory, hides the hand-over
+_SEVERAL = 2  # chunks from which on it pays to start processes
+_MANY = 16  # chunks from which on it pays to load compiled loops
 
 
 class NoDocuments(DataError):
@@ -138,7 +140,7 @@ def build_token_cache(
         workers: processes; None: all cores for a large text, this process for a small one.
         progress: whether to report on standard error.
 
-    Memory is bounded by a few chunks per worker, however large the text. The folder appears whole or not at all.
+    Memory is bounded by 16 chunks and a few per worker, however large the text. The folder appears whole or not at all.
     A script needs no `if __name__ == "__main__"` for the workers.
 
     Raises:
@@ -168,13 +170,13 @@ def _write(
     dtype = id_type(tokenizer.vocab_size)
     workers = (os.cpu_count() or 1) if workers is None else workers
     chunks = portions((text for text in texts if text.strip()), _CHUNK_CHARS)
-    # Starting processes costs more than tokenising two chunks.
-    head = list(islice(chunks, 2))
-    small = len(head) < 2 or workers < 2
+    head = list(islice(chunks, _MANY))
+    small = len(head) < _SEVERAL or workers < 2
+    compiled = len(head) == _MANY and tokenizer.compile()
     offsets, count, chars, started = array("q", [0]), 0, 0, time.monotonic()
     status = StatusLine(log_seconds=10)
     with open(folder / "tokens.bin", "wb") as out:
-        for tokens, lengths, read in _tokenised(head, chunks, tokenizer, 1 if small else workers):
+        for tokens, lengths, read in _tokenised(chain(head, chunks), tokenizer, 1 if small else workers, compiled):
             out.write(tokens.tobytes())
             offsets.frombytes((count + np.cumsum(lengths, dtype=np.int64)).tobytes())
             count += len(tokens)
@@ -183,7 +185,8 @@ def _write(
                 status.show(_progress(chars, count, total_bytes, time.monotonic() - started))
     seconds = time.monotonic() - started
     if progress and not small:
-        rate = f"{count / max(seconds, 1e-9) / 1e3:.0f} k tokens/s with {workers} processes"
+        how = f"{workers} {'threads' if compiled else 'processes'}"
+        rate = f"{count / max(seconds, 1e-9) / 1e3:.0f} k tokens/s with {how}"
         print(
             f"{status.cleared()}tokenised: {count / 1e6:.1f} M tokens in {seconds:.0f} s, {rate}",
             file=sys.stderr,
@@ -230,29 +233,35 @@ def _encode_chunk(chunk: list[str], tokenizer: Tokenizer) -> _Encoded:
     return *tokenizer.flat_documents(chunk), sum(map(len, chunk))
 
 
-def _tokenised(
-    head: list[list[str]], rest: Iterator[list[str]], tokenizer: Tokenizer, workers: int
-) -> Iterator[_Encoded]:
+def _tokenised(chunks: Iterator[list[str]], tokenizer: Tokenizer, workers: int, compiled: bool) -> Iterator[_Encoded]:
+    work = partial(_encode_chunk, tokenizer=tokenizer)
     if workers < 2:
-        for chunk in chain(head, rest):
-            yield _encode_chunk(chunk, tokenizer)
+        yield from map(work, chunks)
         return
-    # spawn: torch's threads do not survive a fork
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers - 1, context, initializer=_start_worker, initargs=(tokenizer,))
+    pool: Executor
+    submit: Callable[[list[str]], Future[_Encoded]]
+    if compiled:  # and so, threads do not wait for one another
+        pool = ThreadPoolExecutor(workers - 1, "tokenise")
+        submit = partial(pool.submit, work)
+    else:
+        # spawn: torch's threads do not survive a fork
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers - 1, context, initializer=_start_worker, initargs=(tokenizer,))
 
-    def submit(chunk: list[str]) -> Future[_Encoded]:
-        with _main_hidden():  # this may start a worker
-            return pool.submit(_work, chunk)
+        submit = partial(_submit_hidden, pool)
 
     try:
         # This process is one of the workers, and tokenises while the others start.
-        work = partial(_encode_chunk, tokenizer=tokenizer)
-        yield from shared(submit, work, chain(head, rest), 2 * (workers - 1))
+        yield from shared(submit, work, chunks, 2 * (workers - 1))
     except BrokenProcessPool as error:
         raise UlmfitError("a process that tokenises was killed, perhaps for want of memory; run again") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _submit_hidden(pool: Executor, chunk: list[str]) -> Future[_Encoded]:
+    with _main_hidden():  # this may start a worker
+        return pool.submit(_work, chunk)
 
 
 @contextmanager

@@ -28,11 +28,11 @@ ESCAPE = "\u1ab5"  # a marker typed by a user -> escape + letter
 MARKERS = CAPITALISED + UPPER + ELONGATED + REPEATED + NEWLINE + ESCAPE
 
 _LONGEST_RUN = 10_000  # characters one marker stands for at most, so that a generated text stays bounded too
-_ESCAPED = MARKERS + "\u2581"  # U+2581 is SentencePiece's own sign for a space
-_TO_ESCAPE = {ord(c): ESCAPE + chr(ord("a") + i) for i, c in enumerate(_ESCAPED)}
-_FROM_ESCAPE = {chr(ord("a") + i): c for i, c in enumerate(_ESCAPED)}
-_HAS_ESCAPED = re.compile(f"[{_ESCAPED}]")
-_LEFT_OVER = re.compile(f"{ESCAPE}([a-{chr(ord('a') + len(_ESCAPED) - 1)}])|[{MARKERS}]")
+ESCAPED = MARKERS + "\u2581"  # U+2581 is SentencePiece's own sign for a space
+_TO_ESCAPE = {ord(c): ESCAPE + chr(ord("a") + i) for i, c in enumerate(ESCAPED)}
+_FROM_ESCAPE = {chr(ord("a") + i): c for i, c in enumerate(ESCAPED)}
+_HAS_ESCAPED = re.compile(f"[{ESCAPED}]")
+_LEFT_OVER = re.compile(f"{ESCAPE}([a-{chr(ord('a') + len(ESCAPED) - 1)}])|[{MARKERS}]")
 _BREAK_TAG = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _LONG_REFERENCE = re.compile(r"&#[0-9]{500,};?")
 # The patterns over whole texts start with what `re` skips ahead to fastest; what is rare is told apart afterwards.
@@ -47,14 +47,19 @@ _UNICODE_FORMS: dict[str, Literal["NFC", "NFKC"] | None] = {"nfc": "NFC", "nfkc"
 
 
 @lru_cache(maxsize=1)
+def cased_starts() -> str:
+    """All letters that a word with a marker of case may start with."""
+    return "".join(c for c in map(chr, range(0x10000)) if c.isupper() and c.isalnum() and _has_lower_case(c))
+
+
+@lru_cache(maxsize=1)
 def _cased_word() -> re.Pattern[str]:
     """Words (group 1) that start with an upper-case letter whose lower-case form leads back to it.
 
     Scripts beyond U+FFFF are left out: `re` looks up the others in a table, which is ten times faster.
     """
-    upper = [c for c in map(chr, range(0x10000)) if c.isupper() and c.isalnum() and _has_lower_case(c)]
     ranges: list[list[int]] = []
-    for code in map(ord, upper):
+    for code in map(ord, cased_starts()):
         if ranges and ranges[-1][1] == code - 1:
             ranges[-1][1] = code
         else:

@@ -182,6 +182,14 @@ class Tokenizer:
         lengths = np.fromiter(map(len, found), np.int64, len(found))
         return np.concatenate([np.empty(0, np.int32), *found]).astype(id_type(self.vocab_size)), lengths
 
+    def compile(self) -> bool:
+        """Read texts by compiled loops from now on, 2 to 3 times as fast; whether they can be had (extra `fast`).
+
+        It takes half a second, three more for the first time on a machine. Afterwards several threads can tokenise side
+        by side.
+        """
+        return self._words is not None and self.config.kind == "unigram" and self._words.compile()
+
     def _how(self, threads: int, sampling: bool) -> dict[str, Any]:
         if sampling and self.config.sampling_alpha > 0:
             # Each thread of SentencePiece draws from its own stream, and which thread gets which text is a race:

@@ -20,6 +20,12 @@ _OF_WORDS = _ALPHANUMERIC | (_BYTES > 127)
 _LETTERS = _OF_WORDS & ~np.array([bytes([b]).isdigit() for b in _BYTES])  # or markers
 
 
+def joined(documents: Sequence[bytes]) -> tuple[NDArray[np.uint8], int]:
+    """A word `BEGIN` and a text for each document, a space behind each word; and the size without the padding."""
+    text = b"\xff " + b" \xff ".join(documents) + b" "
+    return np.frombuffer(text + PADDING + b"\xfe" * (-len(text + PADDING) % 64), np.uint8), len(text)
+
+
 @dataclass
 class Block:
     """Documents as words (N of them), a word `BEGIN` before each document.
@@ -51,8 +57,7 @@ class Block:
     @classmethod
     def of(cls, documents: Sequence[bytes], end_ids: NDArray[np.int64], rules: RulesConfig) -> Block:
         """From normalised UTF-8 without zero bytes. `end_ids`: of the marks of punctuation, by byte; else zero."""
-        joined = b"\xff " + b" \xff ".join(documents) + b" " + PADDING
-        data = np.frombuffer(joined + b"\xfe" * (-len(joined) % 8), np.uint8)
+        data, _ = joined(documents)
         ends = np.flatnonzero(data <= _SPACE)
         kinds = data[ends]
         white = (kinds == _SPACE) | (kinds == _LINE_BREAK)

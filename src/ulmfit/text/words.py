@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulmfit.text.compiled_words import CompiledWords, compiled_words
 from ulmfit.text.corpus import portions
 from ulmfit.text.rules import NEWLINE, Rules
 from ulmfit.text.word_block import BEGIN, Block
+from ulmfit.text.word_memory import LINE_AND_BREAK, WORD
 from ulmfit.text.word_table import MOST_IDS, NO_WORD, Ids, Positions, WordTable, id_type, ranges
 
 _BLOCK_CHARS = 150_000  # worked on at a time, so that the arrays stay in the processor's cache
@@ -28,6 +30,7 @@ _LARGE = 1 << 23  # bytes of a document that is read in the plain way, where the
 _LONG_WORDS = 24  # bytes a word from which on looking up is slower
 _KEPT_WORDS, _KEPT_CHARS = 1 << 14, 64  # outside of the table: how many, and of which length
 
+_Part = tuple[int, int, Ids]  # ids, and the range of others in whose place they stand
 _ENDS = ",.;:!?)'\""
 
 
@@ -67,12 +70,13 @@ class Words:
 
     def __init__(self, processor: Any, rules: Rules, pieces: Sequence[str], begin: int) -> None:
         self._processor, self._rules, self._begin = processor, rules, begin
-        self._vocab_size, self._dtype = len(pieces), id_type(len(pieces))
+        self._pieces, self._vocab_size, self._dtype = pieces, len(pieces), id_type(len(pieces))
         self._space: list[int] = processor.encode(" ")[:1]
         self._known: dict[str, list[int]] = {}  # marked words
         self._others: dict[str, list[int]] = {}  # raw words that have no place in the table
         self._end_ids = _end_ids(processor, pieces)
         self._table: WordTable | None = None
+        self._compiled: CompiledWords | None = None
         self._lock = threading.Lock()
 
     # -- the plain way -------------------------------------------------------------------------------------------
@@ -115,6 +119,14 @@ class Words:
         segmented = encode(marked, num_threads=threads) if len(marked) > 50 else [encode(word) for word in marked]
         return [ids or self._space for ids in segmented]  # between two spaces stands the empty word
 
+    def compile(self) -> bool:
+        """Read many documents by compiled loops from now on; whether they can be had, else arrays stay."""
+        if self._compiled is None:
+            self._compiled = compiled_words(
+                self._processor, self._pieces, self._rules, self._begin, self._space[0], self._end_ids, WordTable
+            )
+        return self._compiled is not None
+
     # -- many documents ------------------------------------------------------------------------------------------
 
     def documents(self, texts: Sequence[str], threads: int = 1) -> tuple[Ids, Positions]:
@@ -132,25 +144,41 @@ class Words:
             read = [np.array([self._begin, *self.encode(text)], self._dtype) for text in texts]
             return np.concatenate(read), np.array([len(ids) for ids in read])
         raw = [self._rules.normalised_utf8(text) for text in texts]
-        apart = [i for i, document in enumerate(raw) if _better_whole(document)]
+        better_whole = _not_for_blocks if self._compiled else _better_whole
+        apart = [i for i, document in enumerate(raw) if better_whole(document)]
         for i in apart:
             raw[i] = b""
+        ids, begins, instead = self._by_loops(raw, threads) if self._compiled else self._by_arrays(raw, threads)
+        for i, whole in zip(apart, self._whole([texts[i] for i in apart], threads), strict=True):
+            instead.append((int(begins[i]) + 1, int(begins[i]) + 2, whole))
+        return _put_in(ids, begins, sorted(instead, key=lambda part: part[0]))
+
+    def _by_loops(self, raw: list[bytes], threads: int) -> tuple[Ids, Positions, list[_Part]]:
+        """The ids of all documents, (D,) where each begins there, and what to put in, in order."""
+        assert self._compiled is not None
+        read = self._compiled.read(raw)
+        texts = [read.text(entry) for entry in range(len(read.left))]
+        kinds = read.left[:, 3]
+        words = self._segmented([texts[entry] for entry in np.flatnonzero(kinds == WORD)], threads)
+        self._remember(words, range(len(words.distinct)))
+        of_words = iter(words.which)
+        parts: list[_Part] = []
+        for at, kind, text in zip(read.left[:, 0].tolist(), kinds.tolist(), texts, strict=True):
+            ids = words.lists[next(of_words)] if kind == WORD else self._of_span(text, kind == LINE_AND_BREAK)
+            parts.append((at, at, np.array(ids, self._dtype)))
+        return read.ids, read.begins, parts
+
+    def _by_arrays(self, raw: list[bytes], threads: int) -> tuple[Ids, Positions, list[_Part]]:
+        """As `_by_loops`."""
         block = Block.of(raw, self._end_ids, self._rules.config)
         ids, offsets = self._by_word(block, threads)
-        other = {(first, stop): np.array(self._span(block, first, stop), self._dtype) for first, stop in block.odd}
-        for i, whole in zip(apart, self._whole([texts[i] for i in apart], threads), strict=True):
-            other[int(block.begins[i]) + 1, int(block.begins[i]) + 2] = whole
-        lengths = np.diff(offsets[np.append(block.begins, len(offsets) - 1)])
-        parts, done = [], 0
-        for (first, stop), instead in sorted(other.items()):
-            parts += [ids[done : offsets[first]], instead]
-            done = offsets[stop]
-            document = np.searchsorted(block.begins, first) - 1
-            lengths[document] += len(instead) - (done - offsets[first])
-        return np.concatenate([*parts, ids[done:]]) if other else ids, lengths
+        parts = [
+            (int(offsets[first]), int(offsets[stop]), np.array(self._of_span(*block.text(first, stop)), self._dtype))
+            for first, stop in block.odd
+        ]
+        return ids, offsets[block.begins], parts
 
-    def _span(self, block: Block, first: int, stop: int) -> list[int]:
-        text, broken = block.text(first, stop)
+    def _of_span(self, text: str, broken: bool) -> list[int]:
         return self._of_marked((self._rules.mark(text) + NEWLINE * broken).split(" "))
 
     def _by_word(self, block: Block, threads: int) -> tuple[Ids, Positions]:
@@ -194,7 +222,23 @@ class Words:
         fit = (new.counts <= MOST_IDS) & (block.low[place] != NO_WORD)
         place = place[fit]
         table.add(block.low[place], block.high[place], new.counts[fit], new.ids[np.repeat(fit, new.counts)])
-        self._others = _with(self._others, {new.distinct[i]: new.lists[i] for i in np.flatnonzero(~fit)})
+        self._remember(new, np.flatnonzero(~fit))
+
+    def _remember(self, new: _Segmented, which: Iterable[int]) -> None:
+        self._others = _with(self._others, {new.distinct[i]: new.lists[i] for i in which})
+
+
+def _put_in(ids: Ids, begins: Positions, parts: list[_Part]) -> tuple[Ids, Positions]:
+    """`ids` with `parts`, in order, in the place of those of a range, and how many each document then has."""
+    lengths = np.diff(begins, append=len(ids))
+    if not parts:
+        return ids, lengths
+    put, done = [], 0
+    for start, stop, instead in parts:
+        put += [ids[done:start], instead]
+        done = stop
+        lengths[np.searchsorted(begins, start) - 1] += len(instead) - (stop - start)
+    return np.concatenate([*put, ids[done:]]), lengths
 
 
 def _with(known: dict[str, list[int]], words: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -216,11 +260,13 @@ def fits(processor: Any, pieces: Sequence[str]) -> bool:
     )
 
 
+def _not_for_blocks(document: bytes) -> bool:
+    return not document or len(document) > _LARGE or 0 in document
+
+
 def _better_whole(document: bytes) -> bool:
     """Whether the arrays of a block are not for this document, or it has hardly any spaces, as in Chinese."""
-    if not document or len(document) > _LARGE or 0 in document:
-        return True
-    return len(document) > _LONG_WORDS * (document.count(b" ") + 4)
+    return _not_for_blocks(document) or len(document) > _LONG_WORDS * (document.count(b" ") + 4)
 
 
 def _end_ids(processor: Any, pieces: Sequence[str]) -> NDArray[np.int64]:
