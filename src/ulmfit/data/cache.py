@@ -169,7 +169,7 @@ def _write(
 ) -> None:
     dtype = id_type(tokenizer.vocab_size)
     workers = (os.cpu_count() or 1) if workers is None else workers
-    chunks = portions((text for text in texts if text.strip()), _CHUNK_CHARS)
+    chunks = portions((text for text in texts if text and not text.isspace()), _CHUNK_CHARS)
     head = list(islice(chunks, _MANY))
     small = len(head) < _SEVERAL or workers < 2
     compiled = len(head) == _MANY and tokenizer.compile()
@@ -177,7 +177,7 @@ def _write(
     status = StatusLine(log_seconds=10)
     with open(folder / "tokens.bin", "wb") as out:
         for tokens, lengths, read in _tokenised(chain(head, chunks), tokenizer, 1 if small else workers, compiled):
-            out.write(tokens.tobytes())
+            out.write(tokens.data)
             offsets.frombytes((count + np.cumsum(lengths, dtype=np.int64)).tobytes())
             count += len(tokens)
             chars += read

@@ -30,6 +30,7 @@ from ulmfit.text.word_memory import (
 )
 from ulmfit.text.word_table import Ids, Positions, WordTable, id_type
 
+_CHECKED = 4_000  # words on which loops and SentencePiece are compared before they are trusted
 log = logging.getLogger("ulmfit")
 
 
@@ -112,7 +113,7 @@ class CompiledWords:
     def agrees(self, processor: Any, pieces: Sequence[str]) -> bool:
         """Whether the model's own pieces, as words, become the same as by SentencePiece, which knows more kinds."""
         words = [piece.replace("\u2581", "") for piece in pieces]
-        words = [word for word in words if word and word.isalpha() and word.islower()]
+        words = [word for word in words if word and word.isalpha() and word.islower()][:_CHECKED]
         read = self.read([" ".join(words).encode()])
         of_words = [i for ids in processor.encode(words) for i in ids]
         return self._only_learnt and not len(read.left) and read.ids[1:].tolist() == of_words
@@ -120,12 +121,11 @@ class CompiledWords:
 
 def _tree(processor: Any, pieces: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]:
     """Edges and pieces by node (`Tree`), and (V,) which pieces are in the tree."""
-    wanted = np.array(
-        [
-            not (processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i) or processor.is_byte(i))
-            for i in range(len(pieces))
-        ]
-    )
+    named = [i for i, piece in enumerate(pieces) if piece.startswith("<")]
+    wanted = np.array([not processor.is_unused(i) for i in range(len(pieces))])
+    wanted[named] &= [
+        not any(is_(i) for is_ in (processor.is_control, processor.is_unknown, processor.is_byte)) for i in named
+    ]
     spelled = [piece.encode() for piece in pieces]
     ends = np.cumsum([len(piece) for piece in spelled])
     flat = np.frombuffer(b"".join(spelled), np.uint8)

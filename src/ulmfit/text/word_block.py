@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,11 @@ _LETTERS = _OF_WORDS & ~np.array([bytes([b]).isdigit() for b in _BYTES])  # or m
 
 def joined(documents: Sequence[bytes]) -> tuple[NDArray[np.uint8], int]:
     """A word `BEGIN` and a text for each document, a space behind each word; and the size without the padding."""
-    text = b"\xff " + b" \xff ".join(documents) + b" "
-    return np.frombuffer(text + PADDING + b"\xfe" * (-len(text + PADDING) % 64), np.uint8), len(text)
+    size = sum(map(len, documents)) + 3 * len(documents)
+    begins = [b"\xff ", *[b" \xff "] * (len(documents) - 1)]
+    padding = PADDING + b"\xfe" * (-(size + len(PADDING)) % 64)
+    text = b"".join([*chain.from_iterable(zip(begins, documents, strict=True)), b" ", padding])
+    return np.frombuffer(text, np.uint8), size
 
 
 @dataclass

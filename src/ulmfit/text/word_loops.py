@@ -62,10 +62,10 @@ def _entry(function: Callable[..., Any]) -> Any:
 
 def _follow(edges: Any, node: Any, byte: Any) -> Any:
     """The slot of an edge, or the free one where it would stand."""
-    key = (node << 8) | byte
-    slot = ((key * _MIX_EDGE) >> 7) & (len(edges) - 1)
+    key, last = (node << 8) | byte, np.uint64(len(edges) - 1)
+    slot = np.uint64((key * _MIX_EDGE) >> 7) & last
     while edges[slot] != 0 and (edges[slot] >> 32) != key:
-        slot = (slot + 1) & (len(edges) - 1)
+        slot = (slot + _ONE) & last
     return slot
 
 
