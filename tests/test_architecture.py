@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 CONFIGURATION = {"conf_files", "failures", "arguments", "help_text", "composition_errors", "hydra_config"}
 LAYERS = [
     {"errors", "config", "schema", "validation", "durations", "status_line", "ahead"}
-    | {"whole_file", "locks", "interruption", "ranks", "memory"},
+    | {"whole_file", "locks", "interruption", "ranks", "memory", "native"},
     {"text", "pickled_data", "shards"},
     {"bundle"},
     {"nn", "optim"},
@@ -99,7 +99,7 @@ def test_frameworks_stay_where_they_belong(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for path in FILES if area(path) == "nn"], ids=ids)
 def test_networks_are_pure_torch(path: Path) -> None:
-    allowed = {"nn", "config", "errors"} | ({"bundle"} if path.name == "build.py" else set())
+    allowed = {"nn", "config", "errors", "native"} | ({"bundle"} if path.name == "build.py" else set())
     assert {name.split(".")[1] for name in imports(path) if name.startswith("ulmfit.")} <= allowed
     assert outside(path).isdisjoint({"lightning", "hydra", "omegaconf", "numpy", "pandas", "yaml"})
 

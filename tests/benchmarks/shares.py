@@ -13,7 +13,8 @@ MEANINGS = {
     "square": "A square product is ({:,} x {:,}) x ({:,} x {:,}).",
     "recurrent product": "A recurrent product is ({:,} x {:,}) x ({:,} x {:,}), a step of a batch of texts, in int8 "
     "the rounding of its rows included; in GOP/s.",
-    "SentencePiece": "SentencePiece's limit is in MB/s.",
+    "SentencePiece": "SentencePiece's speed, in MB/s, is what tokenising would have without rules, hand-over and files "
+    "if each word were segmented anew; those that were met before are looked up.",
     TEXT: f"The {TEXT} are all that the shipped network multiplies to read one of the case's mean length: in each "
     "layer all inputs at once, then the states token by token, each in the fastest way that torch has; their limit is "
     "in texts/s.",

@@ -85,7 +85,7 @@ def test_a_run_is_compared_with_the_limit_beside_it(harness: Any) -> None:
     page = page_of(harness, row)
     assert "| 100.0 | 110 | 91% (80%-91%) of square fp32 |" in page
     assert (
-        "SentencePiece, at the machine's speed directly before and after fastai's run." in page
+        "took time at the machine's speed directly before and after fastai's run; of tokenising" in page
         and "without a range" not in page
     )
 
@@ -99,7 +99,9 @@ def test_without_a_limit_beside_the_runs_the_best_of_the_report_counts(harness: 
     assert row["share"] == {"of": "square fp32", "value": 0.8} and not peak_goal(row)
     assert row["ratio_at_the_limit"] == 1.88  # 1.5 x 125 / 100
     page = page_of(harness, row)
-    assert "| 100.0 | - | 80% of square fp32 |" in page and "SentencePiece, at the machine's speed below." in page
+    assert (
+        "| 100.0 | - | 80% of square fp32 |" in page and "took time at the machine's speed below; of tokenising" in page
+    )
     beside = full_step(harness, runs((10, 110)), runs((15, 100)))
     assert "A share without a range" in page_of(harness, row, beside)
 

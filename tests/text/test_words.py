@@ -191,28 +191,11 @@ def test_without_numba_or_a_compiler_that_works_all_is_as_before(monkeypatch, ca
         patch.setattr(compiled_words, "find_spec", lambda name: None)
         assert not tokenizer.compile() and not caplog.messages
     with monkeypatch.context() as patch:
-        patch.setattr(compiled_words, "_loops", lambda: 1 / 0)
+        patch.setattr(compiled_words, "_loops", lambda wide: 1 / 0)
         assert not tokenizer.compile()
         assert "which is slower without: division by zero" in caplog.text
     assert tokenizer.encode_batch(LINES) == [plain(tokenizer, line) for line in LINES]
     assert tokenizer.compile()
-
-
-@needs_numba
-def test_loops_that_cannot_be_kept_are_compiled_again(monkeypatch):
-    from ulmfit.text import word_loops
-
-    made = []
-
-    def njit(function: Any, cache: bool = False, **how: Any) -> str:
-        if cache:
-            raise RuntimeError("no locator available")
-        made.append(how)
-        return "compiled"
-
-    monkeypatch.setattr(word_loops.numba, "njit", njit)
-    assert word_loops._entry(lambda: None) == "compiled"
-    assert made == [{"error_model": "numpy", "nogil": True}]
 
 
 def test_a_model_whose_pieces_cross_spaces_is_given_whole_texts():

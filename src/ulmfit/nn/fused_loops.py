@@ -13,9 +13,9 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+from ulmfit.native import prefetch
 from ulmfit.nn import openmp
 from ulmfit.nn.fused_cells import backward_cell, forward_cell
-from ulmfit.nn.intrinsics import prefetch
 from ulmfit.nn.processor import second_cache
 from ulmfit.nn.register_tiles import COLUMNS, LANES, LINE, NEIGHBOURS, PANEL_ROW, hook, multiplier, product, rows_of
 from ulmfit.nn.turned_gates import AT_ONCE, beside, layout

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ulmfit.nn.intrinsics import prefetch
+from ulmfit.native import prefetch
 from ulmfit.nn.processor import cpu_has_tiles
 from ulmfit.nn.vectors import compiler
 

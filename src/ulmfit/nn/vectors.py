@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from ulmfit import native
 from ulmfit.nn import openmp
 
 log = logging.getLogger("ulmfit")
@@ -104,12 +105,7 @@ def compiler() -> Compiler:
     def as_bits(context: Any, number: Any) -> Any:
         return types.uint32(types.float32), lambda c, builder, s, given: builder.bitcast(given[0], ir.IntType(32))
 
-    @extending.intrinsic  # type: ignore[untyped-decorator]
-    def pointer(context: Any, address: Any, dtype: Any) -> Any:
-        of_type = types.CPointer(dtype.dtype)
-        make = lambda c, builder, s, given: builder.inttoptr(given[0], c.get_value_type(of_type))  # noqa: E731
-        return of_type(types.int64, dtype), make
-
+    pointer = native.pointer()
     # Contracting only: sums in another order, or numbers taken for finite, would be other results.
     exact = {"error_model": "numpy", "fastmath": {"contract"}}
     function: Decorator = numba.njit(**exact, no_cpython_wrapper=True, no_cfunc_wrapper=True)

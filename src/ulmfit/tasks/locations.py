@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ulmfit.bundle import CLASSIFIER, LANGUAGE_MODEL, BundleInfo, is_bundle, read_info
 from ulmfit.errors import BundleError, UsageError, did_you_mean
+from ulmfit.native import user_cache
 
 PRETRAINED = Path(__file__).parent.parent / "pretrained"
 REPOSITORY_MODELS = Path(__file__).resolve().parents[3] / "models"
@@ -172,14 +173,4 @@ def language_model_to_use(given: str | None, runs: str) -> Path:
 
 def cache_folder(given: str) -> Path:
     """For token caches: as configured, else $ULMFIT_CACHE, else the user's cache folder."""
-    if given:
-        return Path(given)
-    if os.environ.get("ULMFIT_CACHE"):
-        return Path(os.environ["ULMFIT_CACHE"])
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return base / "ulmfit"
+    return Path(given) if given else user_cache()

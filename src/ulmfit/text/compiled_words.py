@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ulmfit import native
 from ulmfit.text.rules import ESCAPED, Rules, cased_starts
 from ulmfit.text.word_block import joined
 from ulmfit.text.word_memory import (
@@ -22,11 +24,13 @@ from ulmfit.text.word_memory import (
     IS_LOWER,
     LETTER,
     NOT_HERE,
+    PLANT,
+    READ,
     STARTS_CASED,
-    Letters,
+    Known,
     Memory,
-    Model,
-    Tree,
+    Numbers,
+    arguments,
 )
 from ulmfit.text.word_table import Ids, Positions, WordTable, id_type
 
@@ -77,37 +81,49 @@ class CompiledWords:
         end_ids: NDArray[np.int64],
         table: type[WordTable] = WordTable,
     ) -> None:
-        self._table, self._begin, self._vocab_size = table, begin, len(pieces)
-        edges, piece_of, wanted = _tree(processor, pieces)
-        scores = np.array([processor.get_score(i) for i in range(len(pieces))], np.float32)
+        self._loops = _loops(id_type(len(pieces)) is np.uint32)
+        self._table, self._vocab_size = table, len(pieces)
+        edges, piece_of, wanted = _tree(processor, pieces, self._loops)
+        scores = np.array([*map(processor.get_score, range(len(pieces))), 0], np.float32)
+        scores[-1] = scores[:-1][wanted].min() - np.float32(10)  # as SentencePiece does it
+        self._only_learnt = bool((scores[:-1][wanted] < 0).all())  # a symbol that a user has defined has the score 0
         bytes_ = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
-        self._only_learnt = bool((scores[wanted] < 0).all())  # a symbol that a user has defined has the score 0
-        tree = Tree(
-            edges,
-            piece_of,
-            scores,
-            scores[wanted].min() - np.float32(10),  # as SentencePiece does it
-            np.array(bytes_ if processor.is_byte(bytes_[0]) else [-1] * 256),
-        )
-        flags, lower = _code_points()
-        letters = Letters(flags, lower, rules.config.case, rules.config.elongation)
-        self._model = Model(tree, letters, rules.config.repetition, end_ids, space, begin)
-        self._free: list[Memory] = []  # what no thread works in
+        byte_ids = np.array(bytes_ if processor.is_byte(bytes_[0]) else [-1] * 256)
+        self._known = Known(edges, piece_of, scores, byte_ids, end_ids, *_code_points())
+        self._ids = (space, begin)
+        self._rules = rules.config
+        self._free: list[tuple[Memory, int]] = []  # what no thread works in, and its rows
 
     def read(self, documents: Sequence[bytes]) -> Read:
         """Ids of normalised UTF-8 without zero bytes. Several threads may read at a time."""
         data, size = joined(documents)
-        out = np.empty(8 * size, id_type(self._vocab_size))
+        white = np.empty(len(data) >> 6, np.uint64)
         left, begins = np.empty((size // 2 + 2, 4), np.int64), np.empty(len(documents), np.int64)
+        out = np.empty(8 * size, id_type(self._vocab_size))
         try:
-            memory = self._free.pop()
+            memory, rows = self._free.pop()
         except IndexError:
-            table = self._table(self._vocab_size, self._begin)
-            memory = Memory.around(table.flat_words, table.flat_ids, table.begin)
+            table = self._table(self._vocab_size, self._ids[1])
+            memory, rows = Memory.around(table.flat_words, table.flat_ids), table.begin
+        width, id_width = len(memory.words) // (rows + 1), len(memory.ids) // (rows + 1)
+        rules = self._rules
+        numbers = Numbers(
+            READ,
+            size,
+            *self._ids,
+            rules.case,
+            rules.elongation,
+            rules.repetition,
+            width,
+            id_width,
+            65 - rows.bit_length(),
+        )
+        given = arguments(numbers, [data, white, left, begins, out, *self._known, *memory])
         try:
-            ids, count, _ = _loops().read(data, size, self._model, memory, out, left, begins)
+            self._loops(given.ctypes.data)
         finally:
-            self._free.append(memory)
+            self._free.append((memory, rows))
+        ids, count = given[:2]
         return Read(out[:ids].copy(), begins, data, left[:count].copy())
 
     def agrees(self, processor: Any, pieces: Sequence[str]) -> bool:
@@ -119,8 +135,10 @@ class CompiledWords:
         return self._only_learnt and not len(read.left) and read.ids[1:].tolist() == of_words
 
 
-def _tree(processor: Any, pieces: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]:
-    """Edges and pieces by node (`Tree`), and (V,) which pieces are in the tree."""
+def _tree(
+    processor: Any, pieces: Sequence[str], loops: Callable[[int], int]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]:
+    """Edges and pieces by node (`Known`), and (V,) which pieces are in the tree."""
     named = [i for i, piece in enumerate(pieces) if piece.startswith("<")]
     wanted = np.array([not processor.is_unused(i) for i in range(len(pieces))])
     wanted[named] &= [
@@ -132,13 +150,15 @@ def _tree(processor: Any, pieces: Sequence[str]) -> tuple[NDArray[np.int64], NDA
     nodes = int(ends[-1]) + 2
     for _ in range(2):  # once to see how many nodes there are
         edges, piece_of = np.zeros(1 << (2 * nodes).bit_length(), np.int64), np.full(nodes, -1, np.int32)
-        nodes = _loops().plant(edges, piece_of, flat, ends, wanted)
+        given = arguments([PLANT], [edges, piece_of, flat, ends, wanted])
+        loops(given.ctypes.data)
+        nodes = int(given[0])
     return edges, piece_of, wanted
 
 
 @cache
 def _code_points() -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-    """`Letters.flags` and `lower`."""
+    """`Known.flags` and `lower`."""
     text = "".join(map(chr, [*range(0xD800), *[0] * 0x800, *range(0xE000, 0x10000)]))
     lower = [char.lower() for char in text]
     flags = np.zeros(len(text), np.uint8)
@@ -165,5 +185,12 @@ def compiled_words(processor: Any, pieces: Sequence[str], rules: Rules, *how: An
         return None
 
 
-def _loops() -> Any:
-    return import_module("ulmfit.text.word_loops")
+@cache
+def _loops(wide: bool) -> Callable[[int], int]:
+    names = ["word_loops", "word_memory", "word_block", "word_table", "rules"]
+    sources = [Path(__file__).with_name(f"{name}.py") for name in names]
+
+    def make() -> str:
+        return native.text_of(import_module("ulmfit.text.word_loops").entry(wide))
+
+    return native.loaded(f"words-{32 if wide else 16}", [*sources, Path(native.__file__)], make)

@@ -1,8 +1,7 @@
 """Raw UTF-8 to ids, in loops that Numba compiles: words are cut out and looked up, new ones marked and segmented.
 
 `text/rules.py` and SentencePiece say what is right. The loops do what is common, and list what they leave to them.
-What is compiled is kept in Numba's cache, beside this file or in the user's cache folder, for the next process. The
-cache looks at this file alone: no loop may come from another, and who changes a constant elsewhere touches this one.
+`compiled_words` keeps what is compiled, and compiles anew where a file that it names changes.
 """
 
 from __future__ import annotations
@@ -13,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ulmfit.native import part, pointer, prefetch
 from ulmfit.text.rules import CAPITALISED, NEWLINE, UPPER
 from ulmfit.text.word_block import BEGIN
 from ulmfit.text.word_memory import (
+    ARRAYS,
     AT_ONCE,
     COMES_BACK,
     DECIMAL,
@@ -25,6 +26,8 @@ from ulmfit.text.word_memory import (
     LINE_AND_BREAK,
     LONGEST_MARKED,
     NOT_HERE,
+    NUMBERS,
+    PLANT,
     STARTS_CASED,
     WORD,
 )
@@ -41,21 +44,9 @@ _NONE, _ONE, _EIGHT = np.uint64(0), np.uint64(1), np.uint64(8)
 _SPACES, _BREAKS, _LOWER = (np.uint64(byte * 0x0101010101010101) for byte in (_SPACE, _LINE_BREAK, 0x7F))
 _GATHER = np.uint64(0x0102040810204080)  # multiplied by it, the lowest bits of eight bytes stand in the uppermost
 _ZERO = np.float32(0)
-
-
-def _part(function: Callable[..., Any]) -> Any:
-    """Compiled for those that call it."""
-    return numba.njit(function, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-
-def _entry(function: Callable[..., Any]) -> Any:
-    """Compiled for Python, and kept on disk."""
-    how = {"error_model": "numpy", "nogil": True}
-    try:
-        return numba.njit(function, cache=True, **how)
-    except RuntimeError:  # no folder can be written to
-        return numba.njit(function, **how)
-
+_U8, _U16, _I32, _I64, _U64 = numba.uint8, numba.uint16, numba.int32, numba.int64, numba.uint64
+_F32 = numba.float32
+_pointer, _prefetch = pointer(), prefetch(for_writing=False)
 
 # -- pieces ----------------------------------------------------------------------------------------------------------
 
@@ -69,7 +60,7 @@ def _follow(edges: Any, node: Any, byte: Any) -> Any:
     return slot
 
 
-follow = _part(_follow)
+follow = part(_follow)
 
 
 def _plant(edges: Any, piece_of: Any, spelled: Any, ends: Any, wanted: Any) -> Any:
@@ -90,7 +81,7 @@ def _plant(edges: Any, piece_of: Any, spelled: Any, ends: Any, wanted: Any) -> A
     return nodes
 
 
-plant = _entry(_plant)
+plant = part(_plant)
 
 
 def _segment(
@@ -126,7 +117,7 @@ def _segment(
         at = stop
 
 
-segment = _part(_segment)
+segment = part(_segment)
 
 
 def _write(marked: Any, size: Any, byte_ids: Any, came: Any, piece: Any, out: Any, at: Any) -> Any:
@@ -155,7 +146,7 @@ def _write(marked: Any, size: Any, byte_ids: Any, came: Any, piece: Any, out: An
     return end
 
 
-write = _part(_write)
+write = part(_write)
 
 # -- rules -----------------------------------------------------------------------------------------------------------
 
@@ -185,7 +176,7 @@ def _mark_case(codes: Any, count: Any, flags: Any, lower: Any, case: Any, out: A
     return n
 
 
-mark_case = _part(_mark_case)
+mark_case = part(_mark_case)
 
 
 def _mark(
@@ -229,7 +220,7 @@ def _mark(
     return n
 
 
-mark = _part(_mark)
+mark = part(_mark)
 
 # -- words -----------------------------------------------------------------------------------------------------------
 
@@ -241,10 +232,6 @@ def _trailing_zeros(context: Any, number: Any) -> Any:
     return types.int64(types.uint64), lambda c, builder, s, given: builder.cttz(given[0], ir.Constant(ir.IntType(1), 1))
 
 
-def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
-
-
 @import_module("numba.extending").intrinsic  # type: ignore[untyped-decorator]
 def _copy_row(context: Any, ids: Any, first: Any, out: Any, at: Any) -> Any:
     """Copy the ids of a row, and their number, at once."""
@@ -252,28 +239,14 @@ def _copy_row(context: Any, ids: Any, first: Any, out: Any, at: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         row = ir.VectorType(ir.IntType(ids.dtype.bitwidth), MOST_IDS + 1).as_pointer()
-        whence, to = (_place(context, builder, signature.args[i], *given[i : i + 2]) for i in (0, 2))
+        arrays = [context.make_array(signature.args[i])(context, builder, given[i]) for i in (0, 2)]
+        places = [builder.gep(array.data, [given[i]]) for array, i in zip(arrays, (1, 3), strict=True)]
+        whence, to = (builder.bitcast(place, row) for place in places)
         align = ids.dtype.bitwidth // 8
-        builder.store(builder.load(builder.bitcast(whence, row), align=align), builder.bitcast(to, row), align=align)
+        builder.store(builder.load(whence, align=align), to, align=align)
         return context.get_dummy_value()
 
     return types.void(ids, types.int64, out, types.int64), generate
-
-
-@import_module("numba.extending").intrinsic  # type: ignore[untyped-decorator]
-def _prefetch(context: Any, array: Any, index: Any) -> Any:
-    """Have an element fetched."""
-    ir, types = import_module("llvmlite.ir"), numba.types
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        place = builder.bitcast(_place(context, builder, signature.args[0], *given), ir.IntType(8).as_pointer())
-        i32 = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [place.type, i32, i32, i32])
-        fetch = builder.module.declare_intrinsic("llvm.prefetch", [place.type], kind)
-        builder.call(fetch, [place, i32(0), i32(3), i32(1)])  # to be read, into all caches, data
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), generate
 
 
 def _find_white(eights: Any, white: Any) -> None:
@@ -290,7 +263,7 @@ def _find_white(eights: Any, white: Any) -> None:
         white[group] = bits
 
 
-find_white = _part(_find_white)
+find_white = part(_find_white)
 
 
 def _repeats(data: Any, starts: Any, stops: Any, third: Any) -> Any:
@@ -311,13 +284,14 @@ def _repeats(data: Any, starts: Any, stops: Any, third: Any) -> Any:
     return True
 
 
-repeats = _part(_repeats)
+repeats = part(_repeats)
 
 
-def _cut(data: Any, eights: Any, white: Any, at: Any, size: Any, model: Any, batch: Any) -> Any:
-    """The next words, each with its key; behind the last of them in the batch, and where the next begins."""
-    _, letters, repetition, end_ids, _, _ = model
-    starts, stops, lengths, marks, lows, highs, seen, _ = batch
+def _cut(
+    data: Any, eights: Any, white: Any, at: Any, size: Any, end_ids: Any, elongation: Any, repetition: Any,
+    starts: Any, stops: Any, lengths: Any, marks: Any, lows: Any, highs: Any, seen: Any,
+) -> Any:  # fmt: skip
+    """The next words, each with its key; behind the last of them in the arrays, and where the next begins."""
     for k in range(2):
         starts[k], stops[k] = starts[k + AT_ONCE], stops[k + AT_ONCE]
     group = at >> 6
@@ -342,7 +316,7 @@ def _cut(data: Any, eights: Any, white: Any, at: Any, size: Any, model: Any, bat
         highs[w] = (second >> shift | third << _ONE << back) & HIGH_MASKS[bounded]
         seen[w] = broken * _BREAK + (data[at] == BEGIN) * _BEGIN
         if at == stop:
-            if letters.elongation and starts[w - 1] == stops[w - 1] and starts[w - 2] == stops[w - 2]:
+            if elongation and starts[w - 1] == stops[w - 1] and starts[w - 2] == stops[w - 2]:
                 seen[w] |= _BLANKS
         elif repetition and data[at] == data[starts[w - 1]] and repeats(data, starts, stops, w):
             seen[w] |= _THRICE
@@ -351,18 +325,18 @@ def _cut(data: Any, eights: Any, white: Any, at: Any, size: Any, model: Any, bat
     return w, at
 
 
-cut = _part(_cut)
+cut = part(_cut)
 
 
-def _find_homes(words: Any, width: Any, shift: Any, lows: Any, highs: Any, homes: Any, last: Any) -> None:
+def _find_homes(words_at: Any, width: Any, shift: Any, lows: Any, highs: Any, homes: Any, last: Any) -> None:
     """The upper bits of a product, which all bits of a key change; the rows are fetched meanwhile."""
     for w in range(2, last):
         mixed = ((highs[w] * MIX_HIGH) ^ lows[w]) * MIX_LOW
         homes[w] = np.int64(mixed >> shift)
-        _prefetch(words, homes[w] * width)
+        _prefetch(words_at + homes[w] * width * 8)
 
 
-find_homes = _part(_find_homes)
+find_homes = part(_find_homes)
 
 
 def _find(words: Any, width: Any, low: Any, high: Any, home: Any) -> Any:
@@ -375,7 +349,7 @@ def _find(words: Any, width: Any, low: Any, high: Any, home: Any) -> Any:
     return -1
 
 
-find = _part(_find)
+find = part(_find)
 
 
 def _learn(
@@ -398,46 +372,71 @@ def _learn(
     ids[count_at] = stop - start
 
 
-learn = _part(_learn)
+learn = part(_learn)
 
 
 def _leave(left: Any, count: Any, at: Any, start: Any, stop: Any, what: Any) -> Any:
     """Write down what is left to the caller; how much that is now."""
-    left[count, 0], left[count, 1], left[count, 2], left[count, 3] = at, start, stop, what
+    left[4 * count], left[4 * count + 1], left[4 * count + 2], left[4 * count + 3] = at, start, stop, what
     return count + 1
 
 
-leave = _part(_leave)
+leave = part(_leave)
 
 
-def _read(data: Any, size: Any, model: Any, memory: Any, out: Any, left: Any, begins: Any) -> Any:
+def _array(given: Any, which: Any, kind: Any) -> Any:
+    return numba.carray(_pointer(given[2 * which], kind), given[2 * which + 1])
+
+
+array = part(_array)
+
+
+def _read(numbers: Any, given: Any, out: Any, ids: Any) -> None:
     """Ids of documents.
 
     Args:
-        data: as `word_block.joined` makes it, of `size` bytes without the padding.
-        out: room for 8 ids a byte.
-        left: (words, 4) what is left to the caller: its place in `out`, where it starts and stops in `data`, and what
-            it is. `out` has no ids of it.
-        begins: where the documents begin in `out`.
-
-    Returns how many ids, entries of `left` and documents these are.
+        numbers: `READ`; bytes without padding; `Numbers`. What comes back: how many ids, and entries of `left`.
+        given: the places of the data, as `word_block.joined` makes it; of a number of 64 bits for 64 of its bytes; of
+            what is left to the caller, (words, 4): its place in `out`, where it starts and stops in the data, and what
+            it is; of where the documents begin in `out`; of `out` itself, `Known` and `Memory`.
+        out: room for 8 ids a byte; of what is left it has none.
+        ids: those of the table.
     """
-    # All by its own name: to take an array out of a tuple counts those that hold it, which costs as much as a word.
-    (edges, piece_of, scores, unknown_score, byte_ids), letters, _, _, space_id, begin_id = model
-    flags, lower, case, elongation = letters
-    table, batch, (codes, marked_codes, marked), (best, came, piece) = memory
-    words, ids, width, id_width, shift, turn = table
-    starts, stops, lengths, marks, lows, highs, seen, homes = batch
-    eights = data.view(np.uint64)
-    white = np.empty(len(data) >> 6, np.uint64)
+    size, space_id, begin_id = numbers[1], numbers[2], numbers[3]
+    case, elongation, repetition = numbers[4] != 0, numbers[5] != 0, numbers[6] != 0
+    width, id_width, shift = numbers[7], numbers[8], np.uint64(numbers[9])
+    data, eights = array(given, 0, _U8), numba.carray(_pointer(given[0], _U64), given[1] >> 3)
+    white, left, begins = array(given, 1, _U64), array(given, 2, _I64), array(given, 3, _I64)
+    edges, piece_of, scores, byte_ids = (
+        array(given, 5, _I64),
+        array(given, 6, _I32),
+        array(given, 7, _F32),
+        array(given, 8, _I64),
+    )
+    unknown_score = scores[len(scores) - 1]
+    end_ids, flags, lower = array(given, 9, _I64), array(given, 10, _U8), array(given, 11, _U16)
+    words, words_at, turn = array(given, 12, _U64), given[24], array(given, 14, _I64)
+    starts, stops = array(given, 15, _I64), array(given, 16, _I64)
+    lengths, marks = array(given, 17, _I64), array(given, 18, _I64)
+    lows, highs, seen, homes = (
+        array(given, 19, _U64),
+        array(given, 20, _U64),
+        array(given, 21, _U8),
+        array(given, 22, _I64),
+    )
+    codes, marked_codes, marked = array(given, 23, _I64), array(given, 24, _I64), array(given, 25, _U8)
+    best, came, piece = array(given, 26, _F32), array(given, 27, _I32), array(given, 28, _I32)
     find_white(eights, white)
     at = n = count = documents = np.int64(0)  # Numba takes a bare 0 for a type of its own, and compiles all twice
     document_id, document_count, document_byte, odd_document = n, n, n, False
     line_id, line_count, line_byte, odd_line = n, n, n, False
     starts[AT_ONCE:], stops[AT_ONCE:] = 0, 1  # before the first no word, and no blank
     while at < size:
-        last, at = cut(data, eights, white, at, size, model, batch)
-        find_homes(words, width, shift, lows, highs, homes, last)
+        last, at = cut(
+            data, eights, white, at, size, end_ids, elongation, repetition,
+            starts, stops, lengths, marks, lows, highs, seen,
+        )  # fmt: skip
+        find_homes(words_at, width, shift, lows, highs, homes, last)
         for w in range(2, last):
             start, stop, length = starts[w], stops[w], lengths[w]
             if seen[w] & _BEGIN:
@@ -486,7 +485,32 @@ def _read(data: Any, size: Any, model: Any, memory: Any, out: Any, left: Any, be
         n, count = document_id, leave(left, document_count, document_id, document_byte, size - 1, LINE)
     elif odd_line:
         n, count = line_id, leave(left, line_count, line_id, line_byte, size - 1, LINE)
-    return n, count, documents
+    numbers[0], numbers[1] = n, count
 
 
-read = _entry(_read)
+read = part(_read)
+
+
+def entry(wide: bool) -> Callable[..., Any]:
+    """A function (address of `arguments`) -> 0; with `wide`, ids have 32 bits.
+
+    For `PLANT` the arrays are those of `plant`, whose result comes back in its place; else see `_read`.
+    """
+    of_ids = numba.uint32 if wide else numba.uint16
+
+    def run(address: Any) -> Any:
+        numbers = numba.carray(_pointer(address, _I64), NUMBERS)
+        given = numba.carray(_pointer(address + 8 * NUMBERS, _I64), 2 * ARRAYS)
+        if numbers[0] == PLANT:
+            numbers[0] = plant(
+                array(given, 0, _I64),
+                array(given, 1, _I32),
+                array(given, 2, _U8),
+                array(given, 3, _I64),
+                array(given, 4, _U8),
+            )
+        else:
+            read(numbers, given, array(given, 4, of_ids), array(given, 13, of_ids))
+        return 0
+
+    return run
