@@ -103,7 +103,7 @@ def _tokenise(name: str, title: str, what: str, goal: float | None) -> Case:
         "tokenise",
         "build_token_cache (our rules, 12,000 SentencePiece pieces, ids in a file; 64 MB of Wikipedia, none of it "
         f"twice) against parallel_tokenize with fastai's rules and {what} (strings in memory; the first 8 MB of it), "
-        "as many processes or threads on either side; our first run loads Numba",
+        "as many processes or threads on either side; our first run loads compiled loops",
         "MB/s",
         (Way(goal=goal, share="SentencePiece"),),
         {"bytes": 64_000_000, "their_bytes": 8_000_000, "their_tokenizer": name},

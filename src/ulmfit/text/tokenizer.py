@@ -185,8 +185,8 @@ class Tokenizer:
     def compile(self) -> bool:
         """Read texts by compiled loops from now on, 2 to 3 times as fast; whether they can be had (extra `fast`).
 
-        It takes a quarter of a second, four more for the first time on a machine. Afterwards several threads can tokenise side
-        by side.
+        It takes a quarter of a second, four more for the first time on a machine. Afterwards several threads can
+        tokenise side by side.
         """
         return self._words is not None and self.config.kind == "unigram" and self._words.compile()
 
