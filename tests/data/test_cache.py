@@ -411,7 +411,7 @@ def test_a_damaged_cache_is_an_error_with_the_way_out(tokenizer, tmp_path, name)
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_text_is_not_read_ahead(tokenizer, tmp_path, monkeypatch, workers):
-    """Between what was read and what was written lie 16 chunks and a few per worker, never the text."""
+    """Between what was read and what was written lie 8 chunks and a few per worker, never the text."""
     monkeypatch.setattr(module, "_CHUNK_CHARS", 5_000)
     written, furthest, read = 0, 0, 0
     original = module._tokenised

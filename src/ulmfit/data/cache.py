@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -35,7 +36,7 @@ _Encoded = tuple[Tokens, npt.NDArray[np.int64], int]  # ids, how many each docum
 FORMAT_VERSION = 1
 _CHUNK_CHARS = 1_000_000  # text handed to a worker at a time: bounds memory, hides the hand-over
 _SEVERAL = 2  # chunks from which on it pays to start processes
-_MANY = 16  # chunks from which on it pays to load compiled loops
+_MANY = 8  # chunks from which on it pays to load compiled loops
 
 
 class NoDocuments(DataError):
@@ -140,7 +141,7 @@ def build_token_cache(
         workers: processes; None: all cores for a large text, this process for a small one.
         progress: whether to report on standard error.
 
-    Memory is bounded by 16 chunks and a few per worker, however large the text. The folder appears whole or not at all.
+    Memory is bounded by 8 chunks and a few per worker, however large the text. The folder appears whole or not at all.
     A script needs no `if __name__ == "__main__"` for the workers.
 
     Raises:
@@ -170,13 +171,14 @@ def _write(
     dtype = id_type(tokenizer.vocab_size)
     workers = (os.cpu_count() or 1) if workers is None else workers
     chunks = portions((text for text in texts if text and not text.isspace()), _CHUNK_CHARS)
-    head = list(islice(chunks, _MANY))
+    head = deque(islice(chunks, _MANY))
     small = len(head) < _SEVERAL or workers < 2
     compiled = len(head) == _MANY and tokenizer.compile()
+    chunks = chain((head.popleft() for _ in range(len(head))), chunks)  # so that none is held longer than it takes
     offsets, count, chars, started = array("q", [0]), 0, 0, time.monotonic()
     status = StatusLine(log_seconds=10)
     with open(folder / "tokens.bin", "wb") as out:
-        for tokens, lengths, read in _tokenised(chain(head, chunks), tokenizer, 1 if small else workers, compiled):
+        for tokens, lengths, read in _tokenised(chunks, tokenizer, 1 if small else workers, compiled):
             out.write(tokens.data)
             offsets.frombytes((count + np.cumsum(lengths, dtype=np.int64)).tobytes())
             count += len(tokens)

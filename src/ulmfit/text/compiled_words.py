@@ -131,7 +131,7 @@ class CompiledWords:
         words = [piece.replace("\u2581", "") for piece in pieces]
         words = [word for word in words if word and word.isalpha() and word.islower()][:_CHECKED]
         read = self.read([" ".join(words).encode()])
-        of_words = [i for ids in processor.encode(words) for i in ids]
+        of_words = [i for ids in processor.encode(words, num_threads=1) for i in ids]
         return self._only_learnt and not len(read.left) and read.ids[1:].tolist() == of_words
 
 
