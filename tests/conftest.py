@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,14 @@ Settings = Callable[..., TrainConfig]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it for what they start in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Loops are compiled once for all tests of a run, and none that the user has are taken."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp(prefix="ulmfit-tests-")
+        config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
+        os.environ["ULMFIT_CACHE"] = folder
 
 
 @pytest.fixture(autouse=True)

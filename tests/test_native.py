@@ -1,7 +1,8 @@
-"""Compiled loops are kept as text, loaded without Numba, and made anew where they cannot be trusted."""
+"""Compiled loops are kept, loaded without Numba, and made anew where they cannot be trusted."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from ulmfit import native
 pytestmark = pytest.mark.skipif(find_spec("numba") is None, reason="Numba is not installed")
 
 
-def total() -> Callable[..., Any]:
-    """A function that adds up the numbers behind the first, which says how many they are."""
+def total() -> int:
+    """Puts the sum of the numbers behind the first, which says how many they are, in its place."""
     import numba
 
     pointer = native.pointer()
@@ -31,11 +32,12 @@ def total() -> Callable[..., Any]:
             found += numbers[i]
         return found
 
-    def run(address: Any) -> Any:
+    def run(address: Any) -> None:
         count = numba.carray(pointer(address, numba.int64), 1)[0]
-        return summed(numba.carray(pointer(address, numba.int64), count + 1))
+        numbers = numba.carray(pointer(address, numba.int64), count + 1)
+        numbers[0] = summed(numbers)
 
-    return run
+    return native.unit(run, numba.void(numba.int64))
 
 
 @pytest.fixture
@@ -46,13 +48,14 @@ def made(tmp_path, monkeypatch) -> Callable[[], tuple[int, int]]:
     source.write_text("1")
     compiled = []
 
-    def make() -> str:
+    def build() -> dict[str, int]:
         compiled.append(1)
-        return native.text_of(total())
+        return {"total": total()}
 
-    def load() -> tuple[int, int]:
+    def load(fact: int = 0) -> tuple[int, int]:
         numbers = np.array([3, 20, -1, 4])
-        return native.loaded("total", [source], make)(numbers.ctypes.data), len(compiled)
+        native.function(native.kept("total", [source], [fact], build)["total"])(numbers.ctypes.data)
+        return int(numbers[0]), len(compiled)
 
     return load
 
@@ -68,23 +71,27 @@ def test_what_is_compiled_is_kept_and_needs_no_numba(made, tmp_path):
     code = (
         "import sys; sys.modules['numba'] = None; import numpy; from pathlib import Path; from ulmfit import native\n"
         "numbers = numpy.array([2, 5, 6])\n"
-        "print(native.loaded('total', [Path('source.py')], lambda: 1 / 0)(numbers.ctypes.data))"
+        "native.function(native.kept('total', [Path('source.py')], [0], lambda: 1 / 0)['total'])(numbers.ctypes.data)\n"
+        "print(numbers[0])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.stdout == "11\n", done.stderr
 
 
-def test_it_is_compiled_anew_when_a_source_changes(made, tmp_path):
+def test_it_is_compiled_anew_when_a_source_or_fact_changes(made, tmp_path):
     made()
     (tmp_path / "source.py").write_text("2")
     assert made() == (23, 2)
-    assert len(list((tmp_path / "cache" / "compiled").iterdir())) == 2
+    assert made(fact=1) == (23, 3)
+    assert len(list((tmp_path / "cache" / "compiled").iterdir())) == 3
 
 
-def test_a_damaged_text_is_replaced(made, tmp_path, caplog):
+@pytest.mark.parametrize(
+    "damage", [lambda code: code[: len(code) // 2], lambda code: code[:-9] + bytes(9), lambda code: b""]
+)
+def test_damaged_code_is_replaced(made, tmp_path, caplog, damage):
     made()
-    whole = kept(tmp_path).read_text()
-    kept(tmp_path).write_text(whole[: len(whole) // 2])
+    kept(tmp_path).write_bytes(damage(kept(tmp_path).read_bytes()))
     assert made() == (23, 2)
     assert "is damaged" in caplog.text
     assert made() == (23, 2)
@@ -92,7 +99,7 @@ def test_a_damaged_text_is_replaced(made, tmp_path, caplog):
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_a_text_that_others_may_write_is_not_used(made, tmp_path, caplog, what):
+def test_code_that_others_may_write_is_not_used(made, tmp_path, caplog, what):
     made()
     path = kept(tmp_path)
     (path if what == "file" else path.parent).chmod(0o777)
@@ -106,13 +113,44 @@ def test_a_folder_that_cannot_be_written_costs_only_time(made, tmp_path):
     assert made() == (23, 2)
 
 
+def test_functions_call_each_other_and_other_libraries_by_address():
+    import numba
+
+    pointer = native.pointer()
+
+    def twice(address: Any) -> None:
+        numba.carray(pointer(address, numba.int64), 1)[0] *= 2
+
+    double = native.unit(twice, numba.void(numba.int64))
+    calls = [ctypes.CFUNCTYPE(None, ctypes.c_int64)(number) for number in (double, native.symbol("elsewhere"))]
+    first, second = calls
+
+    def run(address: Any) -> None:
+        first(address)
+        first(address + 8)
+        second(address + 8)
+
+    seen = []
+    elsewhere = ctypes.CFUNCTYPE(None, ctypes.c_int64)(seen.append)
+    where = ctypes.cast(elsewhere, ctypes.c_void_p).value
+    units = {"run": native.unit(run, numba.void(numba.int64)), "double": double}
+    with pytest.raises(ValueError, match="the functions ulmfit_elsewhere are nowhere"):
+        native.loaded(units)
+    found = native.loaded(units, {"elsewhere": where})
+    numbers = np.array([3, 20])
+    native.function(found["run"])(numbers.ctypes.data)
+    native.function(found["double"])(numbers.ctypes.data)
+    assert numbers.tolist() == [12, 40] and seen == [numbers.ctypes.data + 8]
+
+
 def test_what_takes_memory_is_refused():
     import numba
 
     pointer = native.pointer()
 
-    def run(address: Any) -> Any:
-        return len(np.zeros(numba.carray(pointer(address, numba.int64), 1)[0]))
+    def run(address: Any) -> None:
+        numbers = numba.carray(pointer(address, numba.int64), 1)
+        numbers[0] = len(np.zeros(numbers[0]))
 
-    with pytest.raises(ValueError, match="run takes memory"):
-        native.text_of(run)
+    with pytest.raises(ValueError, match=r"NRT_.* are nowhere"):
+        native.loaded({"run": native.unit(run, numba.void(numba.int64))})

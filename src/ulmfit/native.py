@@ -1,6 +1,7 @@
-"""Loops that Numba compiles, kept on disk as text of LLVM, and loaded from there without Numba (extra `fast`).
+"""Loops that Numba compiles (extra `fast`), kept on disk as object code, and loaded from there without Numba.
 
-Numba has a cache of its own, which is read with pickle.
+Numba has a cache of its own, which is read with pickle, and knows no function that calls another by its address. Here
+such addresses, and those of other libraries, are numbers that stand for names until all is linked together.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -22,10 +23,17 @@ from ulmfit.whole_file import read_small, whole_file
 
 log = logging.getLogger("ulmfit")
 
-_MOST = 16 << 20  # bytes of a text
-_ENTRY = "ulmfit_entry"
+Build = Callable[[], Mapping[str, int]]
+_MOST = 16 << 20  # bytes of object code
+# Of the numbers that stand for a name: no address, and none that a program has otherwise; too far apart for LLVM to
+# compute one from another.
+_FIRST, _APART = 0x5EED << 48, 1 << 36
+_NUMBER = re.compile(r"\b\d{19}\b")
+_PREFIX = "ulmfit_"
 _COUNTING = re.compile(r"^define linkonce_odr void @(NRT_incref|NRT_decref)\(.*?^\}$", re.MULTILINE | re.DOTALL)
 _NO_COUNTING = r"define linkonce_odr void @\1(ptr %place) alwaysinline {\n  ret void\n}"
+_names: dict[int, str] = {}  # by number
+_texts: dict[str, str] = {}  # of functions, by name
 _alive: list[Any] = []  # the machine code
 
 
@@ -40,6 +48,9 @@ def user_cache() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return base / "ulmfit"
+
+
+# -- parts of loops --------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -77,103 +88,181 @@ def prefetch(for_writing: bool = True) -> Any:
     return fetch
 
 
-def loaded(name: str, sources: Sequence[Path], make: Callable[[], str]) -> Callable[[int], int]:
-    """A function (address) -> int that was compiled before, or is now, and kept in the user's cache.
+def part(function: Callable[..., Any], **how: Any) -> Any:
+    """Compiled for those that call it."""
+    exact = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return import_module("numba").njit(function, **exact, **how)
+
+
+def symbol(name: str) -> int:
+    """A number that stands for the address of a function of another library."""
+    return _numbered(_PREFIX + name)
+
+
+def unit(function: Callable[..., Any], signature: Any, again: bool = False, **how: Any) -> int:
+    """`function` compiled to be called by address: a number that stands for that.
+
+    Args:
+        signature: of addresses and numbers of 64 bits, to nothing.
+        again: whether to optimise it once more, without the counting of references, which nobody needs here.
+        how: Numba's options.
+    """
+    name = f"{_PREFIX}{len(_names)}_{function.__name__}"
+    made = part(function, **how)
+    made.compile(signature.args)
+    text = _COUNTING.sub(_NO_COUNTING, made.inspect_llvm(made.signatures[0]))
+    types = ["i64" if arg == import_module("numba").int64 else "ptr" for arg in signature.args]
+    inner = made.overloads[made.signatures[0]].fndesc.llvm_func_name
+    given = ", ".join(f"{kind} %{n}" for n, kind in enumerate(types))
+    # As Numba calls functions: a place for what comes back, one for an error, then what is given.
+    text += (
+        f"\ndefine void @{name}({given}) {{\n  %result = alloca i64\n  %error = alloca ptr\n"
+        f'  %status = call i32 @"{inner}"(ptr %result, ptr %error, {given})\n  ret void\n}}\n'
+    )
+    _texts[name] = _optimised(text) if again else text
+    return _numbered(name)
+
+
+def _numbered(name: str) -> int:
+    number = next((number for number, known in _names.items() if known == name), _FIRST + _APART * len(_names))
+    _names[number] = name
+    return number
+
+
+# -- object code -----------------------------------------------------------------------------------------------------
+
+
+def kept(
+    name: str, sources: Iterable[Path], facts: Sequence[object], build: Build, symbols: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Addresses of functions that were compiled before, or are now, and kept in the user's cache.
 
     Args:
         name: of the file.
-        sources: what decides the function; where one changes, or Numba, LLVM or the processor, it is compiled anew.
-        make: compiles it (`text_of`).
+        sources: what decides the functions; where one changes, or Numba, LLVM or the processor, they are compiled anew.
+        facts: what else does.
+        build: makes them: their `unit` by name.
+        symbols: addresses of what they call elsewhere (`symbol`).
     """
-    path = user_cache() / "compiled" / f"{name}-{_fingerprint(sources)}.ll"
-    kept = _read(path)
-    if kept is not None:
-        try:
-            return _function(kept)
-        except RuntimeError as error:  # LLVM's, of what is no text of it
-            log.warning("%s is damaged (%s) and made anew", path, str(error).strip().partition("\n")[0])
-    text = make()
+    path = user_cache() / "compiled" / f"{name}-{_fingerprint(sources, facts)}.o"
+    found = _read(path)
+    if found is not None:
+        return _loaded(found, symbols or {})
+    code = _linked(build(), symbols or {})
     try:
         with whole_file(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(code)
     except OSError as error:
         log.info("what is compiled is not kept: %s", error)
-    return _function(text)
+    return _loaded(code, symbols or {})
 
 
-def part(function: Callable[..., Any]) -> Any:
-    """Compiled for those that call it, in what becomes a text (`text_of`)."""
-    numba = import_module("numba")
-    return numba.njit(function, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def loaded(units: Mapping[str, int], symbols: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Addresses of functions, of which nothing is kept."""
+    return _loaded(_linked(units, symbols or {}), symbols or {})
 
 
-def text_of(function: Callable[..., Any]) -> str:
-    """LLVM's text of a function (int64) -> int64, with all that it calls, for `loaded`.
-
-    Raises:
-        ValueError: if it takes memory, for which Numba would have to be there.
-    """
-    numba, llvm = import_module("numba"), import_module("llvmlite.binding")
-    made = part(function)
-    made.compile((numba.int64,))
-    (signature,) = made.signatures
-    # All arrays are the caller's, so that nobody has to count who holds them.
-    module = llvm.parse_assembly(_COUNTING.sub(_NO_COUNTING, made.inspect_llvm(signature)))
-    module.get_function(made.overloads[signature].fndesc.llvm_func_name).name = _ENTRY
-    builder = llvm.create_pass_builder(_machine(), llvm.create_pipeline_tuning_options(speed_level=3))
-    passes = builder.getModulePassManager()
-    passes.add_global_dead_code_eliminate_pass()  # all that Numba has put beside it
-    passes.run(module, builder)
-    if "@NRT_" in str(module):
-        raise ValueError(f"{function.__name__} takes memory")
-    return str(module)
-
-
-def _read(path: Path) -> str | None:
-    """A kept text, if it is there and nobody else could have written it."""
+def _read(path: Path) -> bytes | None:
+    """What is kept, if it is whole, and nobody else could have written it."""
     try:
         found = [each.stat() for each in (path, path.parent)]
         if os.name == "posix" and any(each.st_uid != os.getuid() or each.st_mode & 0o022 for each in found):
             log.warning("others may write to %s; what is compiled there is not used", path)
             return None
-        return read_small(path, _MOST).decode("utf-8")
+        code = read_small(path, _MOST)
     except (OSError, ValueError):
         return None
+    if hashlib.sha256(code[32:]).digest() != code[:32]:
+        log.warning("%s is damaged and made anew", path)
+        return None
+    return code
 
 
-def _fingerprint(sources: Sequence[Path]) -> str:
+def _fingerprint(sources: Iterable[Path], facts: Sequence[object]) -> str:
     llvm = import_module("llvmlite.binding")
     digest = hashlib.sha256()
     known = [version("numba"), version("llvmlite"), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
-    for part in [sys.version, *known]:
-        digest.update(f"{part}\n".encode())
-    for source in sources:
+    for each in [sys.version, *known, *facts]:
+        digest.update(f"{each}\n".encode())
+    for source in [Path(__file__), *sources]:
         digest.update(source.read_bytes())
     return digest.hexdigest()[:32]
+
+
+def _linked(units: Mapping[str, int], symbols: Mapping[str, int]) -> bytes:
+    """Object code of units, by name, and of all that they call, behind its SHA-256.
+
+    Raises:
+        ValueError: if they call what is nowhere.
+    """
+    llvm, machine = import_module("llvmlite.binding"), _machine()
+    wanted, modules, seen = [_names[number] for number in units.values()], [], set()
+    while wanted:
+        name = wanted.pop()
+        if name in seen or name not in _texts:
+            continue
+        seen.add(name)
+        called = {_names[int(number)] for number in _NUMBER.findall(_texts[name]) if int(number) in _names}
+        text = _NUMBER.sub(_as_name, _texts[name])
+        modules.append(llvm.parse_assembly(text + "".join(f"declare void @{each}()\n" for each in called - {name})))
+        wanted += called
+    whole, *others = modules
+    for other in others:
+        whole.link_in(other)
+    for name, number in units.items():
+        whole.get_function(_names[number]).name = _PREFIX + name
+    _run(whole, machine, 0)
+    missing = {f.name for f in whole.functions if f.is_declaration and not f.name.startswith("llvm.")}
+    missing -= {_PREFIX + each for each in symbols} | {"floorf"}
+    if missing:
+        raise ValueError(f"the functions {', '.join(sorted(missing))} are nowhere")
+    names = "\n".join(units).encode()
+    content: bytes = len(names).to_bytes(4, "little") + names + machine.emit_object(whole)
+    return hashlib.sha256(content).digest() + content
+
+
+def _as_name(match: re.Match[str]) -> str:
+    name = _names.get(int(match[0]))
+    return match[0] if name is None else f"ptrtoint (ptr @{name} to i64)"
+
+
+def _optimised(text: str) -> str:
+    module = import_module("llvmlite.binding").parse_assembly(text)
+    _run(module, _machine(), 3)
+    return str(module)
+
+
+def _run(module: Any, machine: Any, level: int) -> None:
+    """Optimise at a level, 0 to 3, and leave out all that Numba has put beside it."""
+    llvm = import_module("llvmlite.binding")
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=level))
+    passes = builder.getModulePassManager() if level else llvm.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, builder)
 
 
 def _machine() -> Any:
     llvm = import_module("llvmlite.binding")
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()
     cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     return llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
 
 
-def _function(text: str) -> Callable[[int], int]:
-    machine, llvm = _machine(), import_module("llvmlite.binding")
-    module = llvm.parse_assembly(text)
-    module.verify()
-    engine = llvm.create_mcjit_compiler(module, machine)
+def _loaded(code: bytes, symbols: Mapping[str, int]) -> dict[str, int]:
+    llvm = import_module("llvmlite.binding")
+    for name, address in symbols.items():
+        llvm.add_symbol(_PREFIX + name, address)
+    behind = 36 + int.from_bytes(code[32:36], "little")
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code[behind:]))
     engine.finalize_object()
     _alive.append(engine)
-    of_kind = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_void_p] * 2, ctypes.c_int64)  # as Numba calls functions
-    call = of_kind(engine.get_function_address(_ENTRY))
+    return {name: engine.get_function_address(_PREFIX + name) for name in code[36:behind].decode().split("\n")}
 
-    def run(address: int) -> int:
-        result, problem = ctypes.c_int64(), ctypes.c_void_p()
-        if call(ctypes.byref(result), ctypes.byref(problem), address):
-            raise RuntimeError("a compiled loop failed")
-        return result.value
 
-    return run
+def function(address: int, arguments: int = 1) -> Callable[..., None]:
+    """To call a function of so many numbers of 64 bits from Python; other threads go on meanwhile."""
+    called: Callable[..., None] = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(address)
+    return called

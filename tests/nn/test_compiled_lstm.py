@@ -6,6 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -233,7 +234,7 @@ def test_taken_for_networks_that_are_large_enough(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_numba_that_works(
-    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refused(name: str) -> ModuleType:
         raise ImportError("Numba needs NumPy 2.4 or less")  # as it says it
@@ -243,6 +244,7 @@ def test_without_a_numba_that_works(
         each.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(vectors, "import_module", refused)
+        patch.setenv("ULMFIT_CACHE", str(tmp_path))  # where nothing is kept that would do without it
         encoder = AWDLSTM(Architecture(30, 12, vectors.LEAST_SIZE_TO_COMPILE, 2)).eval()
         reduced.reduce_precision(encoder, kind)
         assert not any(isinstance(rnn, CompiledLSTM) for rnn in encoder.rnns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -237,7 +238,9 @@ def test_extremes(kind: str) -> None:
     assert layer.cells[1, 3].isfinite().all()
 
 
-def test_without_a_numba_that_works(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_numba_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def refused(name: str) -> ModuleType:
         raise ImportError("Numba needs NumPy 2.4 or less")  # as it says it
 
@@ -246,6 +249,7 @@ def test_without_a_numba_that_works(monkeypatch: pytest.MonkeyPatch, caplog: pyt
         each.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(vectors, "import_module", refused)
+        patch.setenv("ULMFIT_CACHE", str(tmp_path))  # where nothing is kept that would do without it
         assert not fused_lstm.is_available("fp32")
     assert "needs NumPy 2.4 or less" in caplog.text
     for each in caches:

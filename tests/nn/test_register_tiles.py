@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ulmfit import native
 from ulmfit.nn import matrix_tiles, openmp
 from ulmfit.nn.processor import cpu_has_avx2, cpu_has_tiles, cpu_multiplies_bfloat16
 
@@ -40,6 +44,18 @@ def factors(kind: str, rows: int, groups: int, seed: int) -> tuple[Tensor, Tenso
     return (x, panel) if kind == "fp32" else (x.bfloat16(), panel.bfloat16())
 
 
+def ready(function: Any, arguments: int) -> Callable[..., None]:
+    """What compiled loops call by address, for Python."""
+    unit = ctypes.cast(function, ctypes.c_void_p).value
+    assert unit is not None
+    return _ready(unit, arguments)
+
+
+@cache
+def _ready(unit: int, arguments: int) -> Callable[..., None]:
+    return native.function(native.loaded({"function": unit})["function"], arguments)
+
+
 @settings(deadline=None)
 @given(
     rows=st.integers(1, 32), groups=st.integers(1, 90), columns=st.integers(1, 64), more=st.booleans(),
@@ -54,7 +70,7 @@ def test_tile(kind: str, rows: int, groups: int, columns: int, more: bool, fetch
     number = torch.int32 if kind == "int8" else torch.float32
     out = torch.randint(-99, 99, (rows + 1, COLUMNS + 16)).to(number)
     before = out.clone()
-    multiplier(kind)(
+    ready(multiplier(kind), 12)(
         rows, x.data_ptr(), x.stride(0) * x.itemsize, 4, panel.data_ptr(), columns, groups, out.data_ptr(),
         out.stride(0) * 4, int(more), panel.data_ptr(), fetched,
     )  # fmt: skip
@@ -80,8 +96,9 @@ def test_product_of_all_threads(
     panels, neighbours = panels_of(columns), NEIGHBOURS[kind]
     x, packed = factors(kind, rows, groups, seed)[0], [factors(kind, 1, groups, seed + i)[1] for i in range(panels)]
     weights, out = torch.stack(packed), torch.zeros(rows, panels * COLUMNS)
+    multiply = ready(product(kind), 19)
     for thread in range(threads):
-        product(kind)(
+        multiply(
             rows, x.data_ptr(), x.stride(0) * x.itemsize, weights.data_ptr(), groups, groups,
             panels if at_once else 1, 0, 1 if at_once else panels, columns,
             out.data_ptr(), panels * PANEL_ROW, PANEL_ROW, 0, 0, 0, 0, thread, threads,
@@ -106,7 +123,7 @@ def test_transposed() -> None:
 
     numbers, out = torch.arange(16 * 20, dtype=torch.int32).view(16, 20), torch.zeros(16, 18, dtype=torch.int32)
     given_ = torch.tensor([numbers.data_ptr(), 80, out.data_ptr(), 72])
-    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(loop)(given_.data_ptr())
+    native.function(native.loaded({"loop": loop})["loop"])(given_.data_ptr())
     assert torch.equal(out[:, :16], numbers[:, :16].t()) and not out[:, 16:].any()
 
 

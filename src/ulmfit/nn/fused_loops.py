@@ -16,6 +16,7 @@ from typing import Any
 from ulmfit.native import prefetch
 from ulmfit.nn import openmp
 from ulmfit.nn.fused_cells import backward_cell, forward_cell
+from ulmfit.nn.kept_loops import kept
 from ulmfit.nn.processor import second_cache
 from ulmfit.nn.register_tiles import COLUMNS, LANES, LINE, NEIGHBOURS, PANEL_ROW, hook, multiplier, product, rows_of
 from ulmfit.nn.turned_gates import AT_ONCE, beside, layout
@@ -28,7 +29,7 @@ BLOCK = 4 * LANES  # gates of as many cells as a register holds
 
 @cache
 def kernels(kind: str) -> SimpleNamespace:
-    """Addresses of `prepare`, `forward`, `backward` and `weight_gradients`: some seconds, once in a process.
+    """Addresses of `prepare`, `forward`, `backward` and `weight_gradients`: some seconds, once on a machine.
 
     Args:
         kind: "fp32" or "bf16".
@@ -36,10 +37,17 @@ def kernels(kind: str) -> SimpleNamespace:
     Raises:
         Exception: of many kinds, where Numba does not work, or torch has no OpenMP that it could use.
     """
-    return SimpleNamespace(
-        prepare=_prepare(kind), forward=_forward(kind), backward=_backward(kind),
-        weight_gradients=_weight_gradients(kind),
-    )  # fmt: skip
+
+    def build() -> dict[str, int]:
+        makers = {
+            "prepare": _prepare,
+            "forward": _forward,
+            "backward": _backward,
+            "weight_gradients": _weight_gradients,
+        }
+        return {name: make(kind) for name, make in makers.items()}
+
+    return SimpleNamespace(**kept(f"training-{kind}", build))
 
 
 @cache

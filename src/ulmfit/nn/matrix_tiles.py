@@ -7,7 +7,6 @@ such columns already. Source: Intel 64 and IA-32 Architectures Software Develope
 
 from __future__ import annotations
 
-import ctypes
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -49,7 +48,7 @@ def multiplier(kind: str, panel_row: int) -> Any:
         kind: "bf16" or "int8".
         panel_row: bytes of a group of a panel.
     """
-    shapes_at = ctypes.addressof(_shapes())
+    shapes = torch.frombuffer(_shapes(), dtype=torch.uint8).numpy()  # becomes a part of what is compiled
     configure, release, fetch = _operation("ldtilecfg", 1), _operation("tilerelease", 0), prefetch(for_writing=False)
     zero, put, load = ([_operation(name, n, each) for each in range(8)] for name, n in _OF_ONE_TILE.items())
     zero0, zero1, zero2, zero3 = zero[:4]
@@ -134,7 +133,7 @@ def multiplier(kind: str, panel_row: int) -> Any:
         # Whole steps, then what is left over in one with smaller tiles.
         for start in range(0, groups, max(whole, 1) * SIDE):
             steps, each = (whole, SIDE) if start + SIDE <= groups else (1, groups - start)
-            configure(shapes_at + ((rows - 1) * SIDE + each - 1) * 64)
+            configure(shapes.ctypes.data + ((rows - 1) * SIDE + each - 1) * 64)
             portions = at_once // _BYTES if start == 0 else 0
             a, b, go_on = x + start * 4, panel + start * panel_row, more or start > 0
             if rows <= SIDE:
@@ -154,8 +153,7 @@ def multiplier(kind: str, panel_row: int) -> Any:
 _OF_ONE_TILE = {"tilezero": 0, "tilestored64": 2, "tileloadd64": 2}
 
 
-@cache
-def _shapes() -> Any:
+def _shapes() -> bytearray:
     """Shapes of all tiles, 64 bytes for each number of rows and of groups up to a tile's."""
     found = bytearray()
     for rows in range(1, ROWS + 1):
@@ -165,7 +163,7 @@ def _shapes() -> Any:
             widths = [_BYTES] * 4 + [4 * groups] * 2 + [_BYTES] * 2
             found += bytes([1, *[0] * 15]) + b"".join(each.to_bytes(2, "little") for each in widths) + bytes(16)
             found += bytes([*of_rows, *[0] * 8])
-    return ctypes.create_string_buffer(bytes(found), len(found))
+    return found
 
 
 def _operation(name: str, integers: int, *tiles: int) -> Any:

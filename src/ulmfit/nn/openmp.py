@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ulmfit import native
+
 _NAMES = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
 
 
@@ -39,7 +41,14 @@ def library() -> Any:
 
 def team() -> tuple[Any, Any, Any]:
     """For compiled loops: which thread this is, of how many, and where all of them meet."""
-    return library().omp_get_thread_num, library().omp_get_num_threads, library().GOMP_barrier
+    kinds = {"omp_get_thread_num": ctypes.c_int, "omp_get_num_threads": ctypes.c_int, "GOMP_barrier": None}
+    number, count, barrier = (ctypes.CFUNCTYPE(kind)(native.symbol(name)) for name, kind in kinds.items())
+    return number, count, barrier
+
+
+def symbols() -> dict[str, int]:
+    """Where the functions of `team` are, for `native`."""
+    return {name: ctypes.cast(getattr(library(), name), ctypes.c_void_p).value or 0 for name in _NAMES[1:]}
 
 
 def run(address: int, *arguments: int | torch.Tensor, alone: bool = False) -> None:

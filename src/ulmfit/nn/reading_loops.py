@@ -13,6 +13,7 @@ from typing import Any
 
 from ulmfit.nn import intrinsics, openmp
 from ulmfit.nn.intrinsics import CELLS
+from ulmfit.nn.kept_loops import kept
 from ulmfit.nn.register_tiles import COLUMNS, MOST_ROWS, PANEL_ROW, plain_multiplier, rows_of
 from ulmfit.nn.vectors import compiler
 
@@ -25,6 +26,10 @@ _UNITS = 8  # bytes: what a unit of a row is worth, and what the shift of the we
 @cache
 def layer(kind: str) -> int:
     """Address of the loop over all steps of a layer in "bf16" or "int8"."""
+    return kept(f"reading-{kind}", lambda: {"layer": _layer(kind)})["layer"]
+
+
+def _layer(kind: str) -> int:
     c, multiply, (take, reduce) = compiler(), plain_multiplier(kind), _rows(kind)
     cell, copy, pool, integer = intrinsics.cell(kind), intrinsics.copy(), intrinsics.pool(), intrinsics.integer()
     i64, carray, most_rows = c.numba.int64, c.numba.carray, rows_of(kind)

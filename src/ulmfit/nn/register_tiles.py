@@ -97,7 +97,7 @@ def plain_multiplier(kind: str) -> Any:
 
 
 def hook(function: Callable[..., None]) -> int:
-    """Address of what `product` calls with what it was given (an array's address), time, unit, rows and sums."""
+    """What `product` calls, by address, with what it was given (an array's address), time, unit, rows and sums."""
     numba = compiler().numba
     return compiler().by_address(numba.void(*[numba.int64] * _HOOK), function)
 

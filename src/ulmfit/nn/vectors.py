@@ -16,7 +16,6 @@ from ulmfit.nn import openmp
 log = logging.getLogger("ulmfit")
 
 LEAST_SIZE_TO_COMPILE = 128  # cells of a layer: with fewer, hardly any work takes as long as Numba takes
-_alive: list[Any] = []  # what is compiled and elsewhere known by address alone
 
 
 Decorator = Callable[[Callable[..., Any]], Any]
@@ -47,8 +46,8 @@ class Compiler:
     Attributes:
         numba: the package.
         function: compiles for those that call it.
-        by_address: (signature, function) -> address of the compiled function.
-        entry: compiles `void f(int64_t *)` and gives its address.
+        by_address: (signature, function) -> the compiled function (`native.unit`).
+        entry: compiles `void f(int64_t *)` (`native.unit`).
         address: of an entry's arguments.
         longs: (address, count) -> array of int64.
         floats, halves, words: (address, count) -> array of float32, of uint16 (bfloat16's bits), of uint32.
@@ -113,9 +112,7 @@ def compiler() -> Compiler:
     i8, i32, i64 = numba.int8, numba.int32, numba.int64
 
     def by_address(signature: Any, given: Callable[..., Any]) -> int:
-        compiled = numba.cfunc(signature, **exact)(given)
-        _alive.append(compiled)
-        return int(compiled.address)
+        return native.unit(given, signature, fastmath=exact["fastmath"])
 
     def entry(loop: Callable[..., Any]) -> int:
         return by_address(types.void(types.CPointer(types.int64)), loop)

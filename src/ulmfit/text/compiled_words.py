@@ -136,7 +136,7 @@ class CompiledWords:
 
 
 def _tree(
-    processor: Any, pieces: Sequence[str], loops: Callable[[int], int]
+    processor: Any, pieces: Sequence[str], loops: Callable[[int], None]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]:
     """Edges and pieces by node (`Known`), and (V,) which pieces are in the tree."""
     named = [i for i, piece in enumerate(pieces) if piece.startswith("<")]
@@ -186,11 +186,11 @@ def compiled_words(processor: Any, pieces: Sequence[str], rules: Rules, *how: An
 
 
 @cache
-def _loops(wide: bool) -> Callable[[int], int]:
+def _loops(wide: bool) -> Callable[[int], None]:
     names = ["word_loops", "word_memory", "word_block", "word_table", "rules"]
     sources = [Path(__file__).with_name(f"{name}.py") for name in names]
 
-    def make() -> str:
-        return native.text_of(import_module("ulmfit.text.word_loops").entry(wide))
+    def build() -> dict[str, int]:
+        return {"words": import_module("ulmfit.text.word_loops").entry(wide)}
 
-    return native.loaded(f"words-{32 if wide else 16}", [*sources, Path(native.__file__)], make)
+    return native.function(native.kept(f"words-{32 if wide else 16}", sources, [], build)["words"])

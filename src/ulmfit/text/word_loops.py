@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from ulmfit.native import part, pointer, prefetch
+from ulmfit.native import part, pointer, prefetch, unit
 from ulmfit.text.rules import CAPITALISED, NEWLINE, UPPER
 from ulmfit.text.word_block import BEGIN
 from ulmfit.text.word_memory import (
@@ -491,14 +490,14 @@ def _read(numbers: Any, given: Any, out: Any, ids: Any) -> None:
 read = part(_read)
 
 
-def entry(wide: bool) -> Callable[..., Any]:
-    """A function (address of `arguments`) -> 0; with `wide`, ids have 32 bits.
+def entry(wide: bool) -> int:
+    """The `unit` (address of `arguments`) -> nothing; with `wide`, ids have 32 bits.
 
     For `PLANT` the arrays are those of `plant`, whose result comes back in its place; else see `_read`.
     """
     of_ids = numba.uint32 if wide else numba.uint16
 
-    def run(address: Any) -> Any:
+    def run(address: Any) -> None:
         numbers = numba.carray(_pointer(address, _I64), NUMBERS)
         given = numba.carray(_pointer(address + 8 * NUMBERS, _I64), 2 * ARRAYS)
         if numbers[0] == PLANT:
@@ -511,6 +510,5 @@ def entry(wide: bool) -> Callable[..., Any]:
             )
         else:
             read(numbers, given, array(given, 4, of_ids), array(given, 13, of_ids))
-        return 0
 
-    return run
+    return unit(run, numba.void(_I64), again=True)
