@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 
 from ulmfit import native
 
-pytestmark = pytest.mark.skipif(find_spec("numba") is None, reason="Numba is not installed")
+pytestmark = pytest.mark.skipif(not native.is_available(), reason="Numba is not installed, or this is not Linux")
 
 
 def total() -> int:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ def user_cache() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return base / "ulmfit"
+
+
+def is_available() -> bool:
+    """Whether Numba is installed, and object code of this system is known to work here."""
+    return sys.platform == "linux" and find_spec("numba") is not None
 
 
 # -- parts of loops --------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ulmfit import native
 from ulmfit.config import TokenizerConfig
 from ulmfit.data import cache as module
 from ulmfit.data.cache import TokenCache, build_token_cache
@@ -50,7 +51,8 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def ways(request: pytest.FixtureRequest, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to share the work: arrays in processes, and compiled loops in threads."""
     if request.param == "threads":
-        pytest.importorskip("numba")
+        if not native.is_available():
+            pytest.skip("Numba is not installed, or this is not Linux")
         monkeypatch.setattr(Tokenizer, "compile", COMPILE)
     return str(request.param)
 
@@ -271,7 +273,8 @@ def test_workers_end_with_their_parent(tokenizer, tmp_path, sign):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_ctrl_c_ends_threads_too(tokenizer, tmp_path):
-    pytest.importorskip("numba")
+    if not native.is_available():
+        pytest.skip("Numba is not installed, or this is not Linux")
     before = (
         "Tokenizer.compile = compile\n"
         "def endless(texts=texts):\n"

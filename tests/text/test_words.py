@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from functools import cache, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import rules_configs as configs
 
+from ulmfit import native
 from ulmfit.config import RulesConfig, TokenizerConfig
 from ulmfit.text import compiled_words, words
 from ulmfit.text.rules import MARKERS
@@ -64,7 +64,7 @@ def with_rules(model: bytes, kind: str, rules: tuple[Any, ...], loops: bool = Fa
     return tokenizer
 
 
-needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="Numba is not installed")
+needs_numba = pytest.mark.skipif(not native.is_available(), reason="Numba is not installed, or this is not Linux")
 
 
 @pytest.fixture(scope="module", params=["arrays", pytest.param("loops", marks=needs_numba)])
@@ -188,7 +188,7 @@ def test_a_model_of_another_kind_is_not_read_by_compiled_loops():
 def test_without_numba_or_a_compiler_that_works_all_is_as_before(monkeypatch, caplog):
     tokenizer = Tokenizer.load(SHIPPED)
     with monkeypatch.context() as patch:
-        patch.setattr(compiled_words, "find_spec", lambda name: None)
+        patch.setattr(native, "find_spec", lambda name: None)
         assert not tokenizer.compile() and not caplog.messages
     with monkeypatch.context() as patch:
         patch.setattr(compiled_words, "_loops", lambda wide: 1 / 0)

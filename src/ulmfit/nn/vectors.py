@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from ulmfit import native
@@ -74,7 +73,7 @@ class Compiler:
 
 def compiles(make: Callable[[], object]) -> bool:
     """Whether Numba is there and `make` compiles on this machine; if it should and does not, a warning says why."""
-    if find_spec("numba") is None or not openmp.is_available():
+    if not native.is_available() or not openmp.is_available():
         return False
     try:
         make()

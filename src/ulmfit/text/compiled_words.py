@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +174,7 @@ def _code_points() -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
 
 def compiled_words(processor: Any, pieces: Sequence[str], rules: Rules, *how: Any) -> CompiledWords | None:
     """As `CompiledWords`, or None where it cannot be had: without Numba, or for a model that the loops do not know."""
-    if find_spec("numba") is None:
+    if not native.is_available():
         return None
     try:
         made = CompiledWords(processor, pieces, rules, *how)
