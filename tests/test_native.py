@@ -112,6 +112,17 @@ def test_a_folder_that_cannot_be_written_costs_only_time(made, tmp_path):
     assert made() == (23, 2)
 
 
+def test_without_a_home_directory_it_costs_only_time(made, monkeypatch):
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ULMFIT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    assert made() == (23, 1)
+    assert made() == (23, 2)
+
+
 def test_functions_call_each_other_and_other_libraries_by_address():
     import numba
 

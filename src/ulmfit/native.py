@@ -31,6 +31,7 @@ _MOST = 16 << 20  # bytes of object code
 _FIRST, _APART = 0x5EED << 48, 1 << 36
 _NUMBER = re.compile(r"\b\d{19}\b")
 _PREFIX = "ulmfit_"
+_OF_C = {"floorf", "memcpy", "memset"}  # functions that each process has
 _COUNTING = re.compile(r"^define linkonce_odr void @(NRT_incref|NRT_decref)\(.*?^\}$", re.MULTILINE | re.DOTALL)
 _NO_COUNTING = r"define linkonce_odr void @\1(ptr %place) alwaysinline {\n  ret void\n}"
 _names: dict[int, str] = {}  # by number
@@ -150,15 +151,15 @@ def kept(
         build: makes them: their `unit` by name.
         symbols: addresses of what they call elsewhere (`symbol`).
     """
-    path = user_cache() / "compiled" / f"{name}-{_fingerprint(sources, facts)}.o"
-    found = _read(path)
+    file = f"{name}-{_fingerprint(sources, facts)}.o"
+    found = _read(file)
     if found is not None:
         return _loaded(found, symbols or {})
     code = _linked(build(), symbols or {})
     try:
-        with whole_file(path) as partial:
+        with whole_file(_folder() / file) as partial:
             partial.write_bytes(code)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter where nobody knows a home directory
         log.info("what is compiled is not kept: %s", error)
     return _loaded(code, symbols or {})
 
@@ -168,15 +169,20 @@ def loaded(units: Mapping[str, int], symbols: Mapping[str, int] | None = None) -
     return _loaded(_linked(units, symbols or {}), symbols or {})
 
 
-def _read(path: Path) -> bytes | None:
+def _folder() -> Path:
+    return user_cache() / "compiled"
+
+
+def _read(file: str) -> bytes | None:
     """What is kept, if it is whole, and nobody else could have written it."""
     try:
+        path = _folder() / file
         found = [each.stat() for each in (path, path.parent)]
         if os.name == "posix" and any(each.st_uid != os.getuid() or each.st_mode & 0o022 for each in found):
             log.warning("others may write to %s; what is compiled there is not used", path)
             return None
         code = read_small(path, _MOST)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         return None
     if hashlib.sha256(code[32:]).digest() != code[:32]:
         log.warning("%s is damaged and made anew", path)
@@ -219,7 +225,7 @@ def _linked(units: Mapping[str, int], symbols: Mapping[str, int]) -> bytes:
         whole.get_function(_names[number]).name = _PREFIX + name
     _run(whole, machine, 0)
     missing = {f.name for f in whole.functions if f.is_declaration and not f.name.startswith("llvm.")}
-    missing -= {_PREFIX + each for each in symbols} | {"floorf"}
+    missing -= {_PREFIX + each for each in symbols} | _OF_C
     if missing:
         raise ValueError(f"the functions {', '.join(sorted(missing))} are nowhere")
     names = "\n".join(units).encode()
