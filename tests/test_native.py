@@ -104,6 +104,17 @@ def test_code_that_others_may_write_is_not_used(made, tmp_path, caplog, what):
     (path if what == "file" else path.parent).chmod(0o777)
     assert made() == (23, 2)
     assert "others may write" in caplog.text
+    assert made() == (23, 2)  # written anew, for this user alone
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_it_is_kept_where_groups_may_write_by_default(made, caplog):
+    before = os.umask(0o002)
+    try:
+        assert [made(), made()] == [(23, 1), (23, 1)]
+    finally:
+        os.umask(before)
+    assert not caplog.messages
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(made, tmp_path):

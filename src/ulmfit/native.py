@@ -157,8 +157,7 @@ def kept(
         return _loaded(found, symbols or {})
     code = _linked(build(), symbols or {})
     try:
-        with whole_file(_folder() / file) as partial:
-            partial.write_bytes(code)
+        _keep(file, code)
     except (OSError, RuntimeError) as error:  # the latter where nobody knows a home directory
         log.info("what is compiled is not kept: %s", error)
     return _loaded(code, symbols or {})
@@ -171,6 +170,15 @@ def loaded(units: Mapping[str, int], symbols: Mapping[str, int] | None = None) -
 
 def _folder() -> Path:
     return user_cache() / "compiled"
+
+
+def _keep(file: str, code: bytes) -> None:
+    """For this user alone: where groups may write by default (umask 002), `_read` would not take it."""
+    _folder().mkdir(parents=True, exist_ok=True)
+    _folder().chmod(0o700)
+    with whole_file(_folder() / file) as partial:
+        partial.touch(mode=0o600)
+        partial.write_bytes(code)
 
 
 def _read(file: str) -> bytes | None:
