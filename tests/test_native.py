@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,54 @@ def test_a_folder_that_cannot_be_written_costs_only_time(made, tmp_path):
     (tmp_path / "cache").write_text("a file")
     assert made() == (23, 1)
     assert made() == (23, 2)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_a_pipe_keeps_nobody_waiting(made, tmp_path):
+    made()
+    path = kept(tmp_path)
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    assert made() == (23, 2)
+    assert made() == (23, 2)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
+def test_a_folder_behind_a_link_stays_as_it_is(made, tmp_path):
+    (tmp_path / "elsewhere").mkdir(mode=0o755)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "compiled").symlink_to(tmp_path / "elsewhere")
+    assert [made(), made()] == [(23, 1), (23, 1)]
+    assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("given", ["", "here"])
+def test_only_an_absolute_cache_folder_counts(monkeypatch, given):
+    monkeypatch.delenv("ULMFIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", given)
+    assert native.user_cache() == Path.home() / ".cache" / "ulmfit"
+
+
+def test_threads_that_compile_at_once_do_not_mix_their_functions(tmp_path, monkeypatch):
+    import numba
+
+    monkeypatch.setenv("ULMFIT_CACHE", str(tmp_path))
+    pointer = native.pointer()
+
+    def build(factor: int) -> dict[str, int]:
+        def run(address: Any) -> None:
+            numba.carray(pointer(address, numba.int64), 1)[0] *= factor
+
+        return {f"times{factor}": native.unit(run, numba.void(numba.int64))}
+
+    def times(factor: int) -> int:
+        numbers = np.array([10])
+        found = native.kept(f"times{factor}", [], [], lambda: build(factor))
+        native.function(found[f"times{factor}"])(numbers.ctypes.data)
+        return int(numbers[0])
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(times, range(2, 8))) == [20, 30, 40, 50, 60, 70]
 
 
 def test_without_a_home_directory_it_costs_only_time(made, monkeypatch):

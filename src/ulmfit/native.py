@@ -11,16 +11,19 @@ import hashlib
 import logging
 import os
 import re
+import stat
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ulmfit.whole_file import read_small, whole_file
+from ulmfit.whole_file import whole_file
 
 log = logging.getLogger("ulmfit")
 
@@ -34,6 +37,8 @@ _PREFIX = "ulmfit_"
 _OF_C = {"floorf", "memcpy", "memset"}  # functions that each process has
 _COUNTING = re.compile(r"^define linkonce_odr void @(NRT_incref|NRT_decref)\(.*?^\}$", re.MULTILINE | re.DOTALL)
 _NO_COUNTING = r"define linkonce_odr void @\1(ptr %place) alwaysinline {\n  ret void\n}"
+_lock = threading.RLock()  # around all that compiles, links or numbers
+_numbers = count()
 _names: dict[int, str] = {}  # by number
 _texts: dict[str, str] = {}  # of functions, by name
 _alive: list[Any] = []  # the machine code
@@ -44,11 +49,12 @@ def user_cache() -> Path:
     if os.environ.get("ULMFIT_CACHE"):
         return Path(os.environ["ULMFIT_CACHE"])
     if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        base = given if given.is_absolute() else Path.home() / ".cache"  # as XDG wants it
     return base / "ulmfit"
 
 
@@ -103,7 +109,8 @@ def part(function: Callable[..., Any], **how: Any) -> Any:
 
 def symbol(name: str) -> int:
     """A number that stands for the address of a function of another library."""
-    return _numbered(_PREFIX + name)
+    with _lock:
+        return _numbered(_PREFIX + name)
 
 
 def unit(function: Callable[..., Any], signature: Any, again: bool = False, **how: Any) -> int:
@@ -114,7 +121,7 @@ def unit(function: Callable[..., Any], signature: Any, again: bool = False, **ho
         again: whether to optimise it once more, without the counting of references, which nobody needs here.
         how: Numba's options.
     """
-    name = f"{_PREFIX}{len(_names)}_{function.__name__}"
+    name = f"{_PREFIX}{next(_numbers)}_{function.__name__}"
     made = part(function, **how)
     made.compile(signature.args)
     text = _COUNTING.sub(_NO_COUNTING, made.inspect_llvm(made.signatures[0]))
@@ -126,8 +133,9 @@ def unit(function: Callable[..., Any], signature: Any, again: bool = False, **ho
         f"\ndefine void @{name}({given}) {{\n  %result = alloca i64\n  %error = alloca ptr\n"
         f'  %status = call i32 @"{inner}"(ptr %result, ptr %error, {given})\n  ret void\n}}\n'
     )
-    _texts[name] = _optimised(text) if again else text
-    return _numbered(name)
+    with _lock:
+        _texts[name] = _optimised(text) if again else text
+        return _numbered(name)
 
 
 def _numbered(name: str) -> int:
@@ -151,21 +159,23 @@ def kept(
         build: makes them: their `unit` by name.
         symbols: addresses of what they call elsewhere (`symbol`).
     """
-    file = f"{name}-{_fingerprint(sources, facts)}.o"
-    found = _read(file)
-    if found is not None:
-        return _loaded(found, symbols or {})
-    code = _linked(build(), symbols or {})
-    try:
-        _keep(file, code)
-    except (OSError, RuntimeError) as error:  # the latter where nobody knows a home directory
-        log.info("what is compiled is not kept: %s", error)
-    return _loaded(code, symbols or {})
+    with _lock:
+        file = f"{name}-{_fingerprint(sources, facts)}.o"
+        found = _read(file)
+        if found is not None:
+            return _loaded(found, symbols or {})
+        code = _linked(build(), symbols or {})
+        try:
+            _keep(file, code)
+        except (OSError, RuntimeError) as error:  # the latter where nobody knows a home directory
+            log.info("what is compiled is not kept: %s", error)
+        return _loaded(code, symbols or {})
 
 
 def loaded(units: Mapping[str, int], symbols: Mapping[str, int] | None = None) -> dict[str, int]:
     """Addresses of functions, of which nothing is kept."""
-    return _loaded(_linked(units, symbols or {}), symbols or {})
+    with _lock:
+        return _loaded(_linked(units, symbols or {}), symbols or {})
 
 
 def _folder() -> Path:
@@ -175,7 +185,11 @@ def _folder() -> Path:
 def _keep(file: str, code: bytes) -> None:
     """For this user alone: where groups may write by default (umask 002), `_read` would not take it."""
     _folder().mkdir(parents=True, exist_ok=True)
-    _folder().chmod(0o700)
+    status = _folder().lstat()
+    if status.st_uid != os.getuid():
+        raise PermissionError(f"{_folder()} belongs to another user")
+    if stat.S_ISDIR(status.st_mode) and status.st_mode & 0o022:
+        _folder().chmod(stat.S_IMODE(status.st_mode) & ~0o022)
     with whole_file(_folder() / file) as partial:
         partial.touch(mode=0o600)
         partial.write_bytes(code)
@@ -185,11 +199,15 @@ def _read(file: str) -> bytes | None:
     """What is kept, if it is whole, and nobody else could have written it."""
     try:
         path = _folder() / file
-        found = [each.stat() for each in (path, path.parent)]
-        if os.name == "posix" and any(each.st_uid != os.getuid() or each.st_mode & 0o022 for each in found):
-            log.warning("others may write to %s; what is compiled there is not used", path)
-            return None
-        code = read_small(path, _MOST)
+        # What is looked at is what is read, and a pipe keeps nobody waiting.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
+            found = [os.fstat(opened.fileno()), path.parent.stat()]
+            if any(each.st_uid != os.getuid() or each.st_mode & 0o022 for each in found):
+                log.warning("others may write to %s; what is compiled there is not used", path)
+                return None
+            if not stat.S_ISREG(found[0].st_mode) or found[0].st_size > _MOST:
+                return None
+            code = opened.read(_MOST)
     except (OSError, ValueError, RuntimeError):
         return None
     if hashlib.sha256(code[32:]).digest() != code[:32]:
@@ -202,7 +220,8 @@ def _fingerprint(sources: Iterable[Path], facts: Sequence[object]) -> str:
     llvm = import_module("llvmlite.binding")
     digest = hashlib.sha256()
     known = [version("numba"), version("llvmlite"), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()]
-    for each in [sys.version, *known, *facts]:
+    settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
+    for each in [sys.version, *known, *facts, *settings]:
         digest.update(f"{each}\n".encode())
     for source in [Path(__file__), *sources]:
         digest.update(source.read_bytes())
@@ -279,7 +298,10 @@ def _loaded(code: bytes, symbols: Mapping[str, int]) -> dict[str, int]:
     engine.add_object_file(llvm.ObjectFileRef.from_data(code[behind:]))
     engine.finalize_object()
     _alive.append(engine)
-    return {name: engine.get_function_address(_PREFIX + name) for name in code[36:behind].decode().split("\n")}
+    found = {name: engine.get_function_address(_PREFIX + name) for name in code[36:behind].decode().split("\n")}
+    if not all(found.values()):
+        raise ValueError(f"the compiled code lacks some of {', '.join(found)}")
+    return found
 
 
 def function(address: int, arguments: int = 1) -> Callable[..., None]:

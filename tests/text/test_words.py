@@ -184,6 +184,43 @@ def test_a_model_of_another_kind_is_not_read_by_compiled_loops():
     assert tokenizer.encode_batch(batch) == [plain(tokenizer, batch[0])]
 
 
+def foreign(texts: list[str], **how: Any) -> Tokenizer:
+    """A model that somebody else trained, without what ours have."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=420, hard_vocab_limit=False,
+        remove_extra_whitespaces=False, pad_id=0, unk_id=1, bos_id=2, eos_id=-1, minloglevel=2, **how,
+    )  # fmt: skip
+    return Tokenizer(model.getvalue(), TokenizerConfig())
+
+
+@needs_numba
+def test_a_model_that_normalises_is_not_read_by_compiled_loops():
+    assert foreign(corpus(), normalization_rule_name="identity", byte_fallback=True).compile()
+    for name in ("nfkc", "nmt_nfkc", "nmt_nfkc_cf"):
+        assert not foreign(corpus(), normalization_rule_name=name, byte_fallback=True).compile(), name
+
+
+@needs_numba
+def test_a_model_without_our_markers_is_read_by_compiled_loops():
+    """Each line break is a word that is left to others."""
+    tokenizer = foreign(corpus(), normalization_rule_name="identity")
+    assert tokenizer.compile()
+    batch = ["\n" * 2000, "\n.\n" * 300 + "The end", "A\n\nB " * 200]
+    assert tokenizer.encode_batch(batch) == [plain(tokenizer, text) for text in batch]
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    "text",
+    ["\u0627\u0644\u0643\u062a\u0627\u0628 \u0639\u0644\u0649", "\u4e2d\u6587\u7ef4\u57fa \u767e\u79d1", "a"],
+)
+def test_scripts_without_lower_case_are_read_by_compiled_loops(text):
+    tokenizer = Tokenizer.train([text, f"{text} {text}"] * 20, TokenizerConfig(vocab_size=320))
+    assert tokenizer.compile()
+    assert tokenizer.encode_batch([text * 30]) == [plain(tokenizer, text * 30)]
+
+
 @needs_numba
 def test_without_numba_or_a_compiler_that_works_all_is_as_before(monkeypatch, caplog):
     tokenizer = Tokenizer.load(SHIPPED)

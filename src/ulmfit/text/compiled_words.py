@@ -33,8 +33,13 @@ from ulmfit.text.word_memory import (
 )
 from ulmfit.text.word_table import Ids, Positions, WordTable, id_type
 
-_CHECKED = 4_000  # words on which loops and SentencePiece are compared before they are trusted
+_MOST_NODES = 1 << 23  # of which the hash of an edge knows
+_LOWEST = -1_000.0  # score of a piece; a symbol that a user has defined has 0
 log = logging.getLogger("ulmfit")
+
+
+class _UnknownKindError(Exception):
+    """A model that the loops do not know."""
 
 
 @dataclass
@@ -85,7 +90,8 @@ class CompiledWords:
         edges, piece_of, wanted = _tree(processor, pieces, self._loops)
         scores = np.array([*map(processor.get_score, range(len(pieces))), 0], np.float32)
         scores[-1] = scores[:-1][wanted].min() - np.float32(10)  # as SentencePiece does it
-        self._only_learnt = bool((scores[:-1][wanted] < 0).all())  # a symbol that a user has defined has the score 0
+        if not ((scores[:-1][wanted] < 0) & (scores[:-1][wanted] > _LOWEST)).all():
+            raise _UnknownKindError("its pieces have scores that training does not give")
         bytes_ = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         byte_ids = np.array(bytes_ if processor.is_byte(bytes_[0]) else [-1] * 256)
         self._known = Known(edges, piece_of, scores, byte_ids, end_ids, *_code_points())
@@ -97,7 +103,7 @@ class CompiledWords:
         """Ids of normalised UTF-8 without zero bytes. Several threads may read at a time."""
         data, size = joined(documents)
         white = np.empty(len(data) >> 6, np.uint64)
-        left, begins = np.empty((size // 2 + 2, 4), np.int64), np.empty(len(documents), np.int64)
+        left, begins = np.empty((size + 2, 4), np.int64), np.empty(len(documents), np.int64)
         out = np.empty(8 * size, id_type(self._vocab_size))
         try:
             memory, rows = self._free.pop()
@@ -125,28 +131,19 @@ class CompiledWords:
         ids, count = given[:2]
         return Read(out[:ids].copy(), begins, data, left[:count].copy())
 
-    def agrees(self, processor: Any, pieces: Sequence[str]) -> bool:
-        """Whether the model's own pieces, as words, become the same as by SentencePiece, which knows more kinds."""
-        words = [piece.replace("\u2581", "") for piece in pieces]
-        words = [word for word in words if word and word.isalpha() and word.islower()][:_CHECKED]
-        read = self.read([" ".join(words).encode()])
-        of_words = [i for ids in processor.encode(words, num_threads=1) for i in ids]
-        return self._only_learnt and not len(read.left) and read.ids[1:].tolist() == of_words
-
 
 def _tree(
     processor: Any, pieces: Sequence[str], loops: Callable[[int], None]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]:
     """Edges and pieces by node (`Known`), and (V,) which pieces are in the tree."""
-    named = [i for i, piece in enumerate(pieces) if piece.startswith("<")]
-    wanted = np.array([not processor.is_unused(i) for i in range(len(pieces))])
-    wanted[named] &= [
-        not any(is_(i) for is_ in (processor.is_control, processor.is_unknown, processor.is_byte)) for i in named
-    ]
+    others = (processor.is_control, processor.is_unknown, processor.is_byte, processor.is_unused)
+    wanted = np.array([not any(is_one(i) for is_one in others) for i in range(len(pieces))])
     spelled = [piece.encode() for piece in pieces]
     ends = np.cumsum([len(piece) for piece in spelled])
     flat = np.frombuffer(b"".join(spelled), np.uint8)
     nodes = int(ends[-1]) + 2
+    if nodes > _MOST_NODES:
+        raise _UnknownKindError("its pieces are too long together")
     for _ in range(2):  # once to see how many nodes there are
         edges, piece_of = np.zeros(1 << (2 * nodes).bit_length(), np.int64), np.full(nodes, -1, np.int32)
         given = arguments([PLANT], [edges, piece_of, flat, ends, wanted])
@@ -177,8 +174,10 @@ def compiled_words(processor: Any, pieces: Sequence[str], rules: Rules, *how: An
     if not native.is_available():
         return None
     try:
-        made = CompiledWords(processor, pieces, rules, *how)
-        return made if made.agrees(processor, pieces) else None
+        return CompiledWords(processor, pieces, rules, *how)
+    except _UnknownKindError as error:
+        log.info("compiled loops do not know this tokenizer: %s", error)
+        return None
     except Exception as error:  # Numba raises errors of many kinds for a NumPy or a processor that it does not know
         log.warning("Numba cannot compile tokenising, which is slower without: %s", str(error).partition("\n")[0])
         return None
@@ -190,6 +189,7 @@ def _loops(wide: bool) -> Callable[[int], None]:
     sources = [Path(__file__).with_name(f"{name}.py") for name in names]
 
     def build() -> dict[str, int]:
-        return {"words": import_module("ulmfit.text.word_loops").entry(wide)}
+        return {name: import_module("ulmfit.text.word_loops").entry(wide)}
 
-    return native.function(native.kept(f"words-{32 if wide else 16}", sources, [], build)["words"])
+    name = f"words{32 if wide else 16}"
+    return native.function(native.kept(name, sources, [], build)[name])

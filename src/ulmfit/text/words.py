@@ -30,6 +30,8 @@ _LARGE = 1 << 23  # bytes of a document that is read in the plain way, where the
 _LONG_WORDS = 24  # bytes a word from which on looking up is slower
 _KEPT_WORDS, _KEPT_CHARS = 1 << 14, 64  # outside of the table: how many, and of which length
 
+_CHECKED = 4_000  # pieces on which loops and SentencePiece are compared before they are trusted
+_CHANGED = "\ufb01\xb2\xbd\u2460\u200b\x7f\x01\xad\u3000\xa0\uff21\u2122\u0130\u01c5\xdf\xe9e\u0301A\ufeff\u2028\t"
 _Part = tuple[int, int, Ids]  # ids, and the range of others in whose place they stand
 _ENDS = ",.;:!?)'\""
 
@@ -125,7 +127,19 @@ class Words:
             self._compiled = compiled_words(
                 self._processor, self._pieces, self._rules, self._begin, self._space[0], self._end_ids, WordTable
             )
+            if self._compiled is not None and not self._agrees():
+                self._compiled = None
         return self._compiled is not None
+
+    def _agrees(self) -> bool:
+        """Whether the model's pieces, as words, become the same by loops: there are other kinds of models."""
+        words = [piece.replace("\u2581", "") for piece in self._pieces[:_CHECKED]]
+        # What a model that normalises would change; ours do not, for that is done in `rules`.
+        words += [word for char in _CHANGED for word in (char, f"a{char}b")]
+        text = " ".join(words).replace("\0", "")
+        found, _ = _put_in(*self._by_loops([text.encode()], 1))
+        ids: list[int] = found[1:].tolist()
+        return ids == self._of_marked(self._rules.mark(text).split(" "))
 
     # -- many documents ------------------------------------------------------------------------------------------
 
