@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
 import pytest
 
 from ulmfit import native
 
-pytestmark = pytest.mark.skipif(not native.is_available(), reason="Numba is not installed, or this is not Linux")
+pytestmark = needs.numba
 
 
 def total() -> int:

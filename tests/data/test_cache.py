@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ulmfit import native
 from ulmfit.config import TokenizerConfig
 from ulmfit.data import cache as module
 from ulmfit.data.cache import TokenCache, build_token_cache
@@ -47,12 +47,10 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tokenizer, "compile", lambda self: False)
 
 
-@pytest.fixture(params=["processes", "threads"])
+@pytest.fixture(params=["processes", pytest.param("threads", marks=needs.numba)])
 def ways(request: pytest.FixtureRequest, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to share the work: arrays in processes, and compiled loops in threads."""
     if request.param == "threads":
-        if not native.is_available():
-            pytest.skip("Numba is not installed, or this is not Linux")
         monkeypatch.setattr(Tokenizer, "compile", COMPILE)
     return str(request.param)
 
@@ -271,10 +269,8 @@ def test_workers_end_with_their_parent(tokenizer, tmp_path, sign):
         assert list((tmp_path / "cache").iterdir()) == []
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@needs.numba
 def test_ctrl_c_ends_threads_too(tokenizer, tmp_path):
-    if not native.is_available():
-        pytest.skip("Numba is not installed, or this is not Linux")
     before = (
         "Tokenizer.compile = compile\n"
         "def endless(texts=texts):\n"

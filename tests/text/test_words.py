@@ -12,6 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
 import pytest
 import sentencepiece
@@ -64,10 +65,7 @@ def with_rules(model: bytes, kind: str, rules: tuple[Any, ...], loops: bool = Fa
     return tokenizer
 
 
-needs_numba = pytest.mark.skipif(not native.is_available(), reason="Numba is not installed, or this is not Linux")
-
-
-@pytest.fixture(scope="module", params=["arrays", pytest.param("loops", marks=needs_numba)])
+@pytest.fixture(scope="module", params=["arrays", pytest.param("loops", marks=needs.numba)])
 def loops(request: pytest.FixtureRequest) -> bool:
     """Whether documents are read by compiled loops."""
     return bool(request.param == "loops")
@@ -146,7 +144,7 @@ def test_what_is_kept_is_bounded_and_stays_at_home(models):
     assert len(pickle.dumps(tokenizer)) == size
 
 
-@needs_numba
+@needs.numba
 @pytest.mark.parametrize("config", [RulesConfig(), RulesConfig(case=False, elongation=False, repetition=False)])
 def test_compiled_loops_know_every_code_point(config):
     """Within words, at their ends, before and behind letters of either case, twice, and as a word of their own."""
@@ -160,7 +158,7 @@ def test_compiled_loops_know_every_code_point(config):
         assert ids[1:].tolist() == plain(tokenizer, text)
 
 
-@needs_numba
+@needs.numba
 def test_words_of_all_lengths_are_read_by_compiled_loops():
     tokenizer = with_rules(Tokenizer.load(SHIPPED)._model, "unigram", astuple(RulesConfig()), loops=True)
     letters = "abcdefghijklmnopqrstuvwxyz-ABC1É中" * 40
@@ -169,7 +167,7 @@ def test_words_of_all_lengths_are_read_by_compiled_loops():
         assert ids[1:].tolist() == plain(tokenizer, text)
 
 
-@needs_numba
+@needs.numba
 def test_a_model_of_another_kind_is_not_read_by_compiled_loops():
     """SentencePiece gives symbols that a user has defined a score of their own."""
     model = io.BytesIO()
@@ -194,14 +192,14 @@ def foreign(texts: list[str], **how: Any) -> Tokenizer:
     return Tokenizer(model.getvalue(), TokenizerConfig())
 
 
-@needs_numba
+@needs.numba
 def test_a_model_that_normalises_is_not_read_by_compiled_loops():
     assert foreign(corpus(), normalization_rule_name="identity", byte_fallback=True).compile()
     for name in ("nfkc", "nmt_nfkc", "nmt_nfkc_cf"):
         assert not foreign(corpus(), normalization_rule_name=name, byte_fallback=True).compile(), name
 
 
-@needs_numba
+@needs.numba
 def test_a_model_without_our_markers_is_read_by_compiled_loops():
     """Each line break is a word that is left to others."""
     tokenizer = foreign(corpus(), normalization_rule_name="identity")
@@ -210,7 +208,7 @@ def test_a_model_without_our_markers_is_read_by_compiled_loops():
     assert tokenizer.encode_batch(batch) == [plain(tokenizer, text) for text in batch]
 
 
-@needs_numba
+@needs.numba
 @pytest.mark.parametrize(
     "text",
     ["\u0627\u0644\u0643\u062a\u0627\u0628 \u0639\u0644\u0649", "\u4e2d\u6587\u7ef4\u57fa \u767e\u79d1", "a"],
@@ -221,7 +219,7 @@ def test_scripts_without_lower_case_are_read_by_compiled_loops(text):
     assert tokenizer.encode_batch([text * 30]) == [plain(tokenizer, text * 30)]
 
 
-@needs_numba
+@needs.numba
 def test_without_numba_or_a_compiler_that_works_all_is_as_before(monkeypatch, caplog):
     tokenizer = Tokenizer.load(SHIPPED)
     with monkeypatch.context() as patch:

@@ -37,17 +37,8 @@ def kernels(kind: str) -> SimpleNamespace:
     Raises:
         Exception: of many kinds, where Numba does not work, or torch has no OpenMP that it could use.
     """
-
-    def build() -> dict[str, int]:
-        makers = {
-            "prepare": _prepare,
-            "forward": _forward,
-            "backward": _backward,
-            "weight_gradients": _weight_gradients,
-        }
-        return {name: make(kind) for name, make in makers.items()}
-
-    return SimpleNamespace(**kept(f"training-{kind}", build))
+    loops = {"prepare": _prepare, "forward": _forward, "backward": _backward, "weight_gradients": _weight_gradients}
+    return SimpleNamespace(**kept(f"training-{kind}", lambda: {name: make(kind) for name, make in loops.items()}))
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -105,13 +105,13 @@ def compiler() -> Compiler:
 
     pointer = native.pointer()
     # Contracting only: sums in another order, or numbers taken for finite, would be other results.
-    exact = {"error_model": "numpy", "fastmath": {"contract"}}
-    function: Decorator = numba.njit(**exact, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    exact: dict[str, Any] = {"fastmath": {"contract"}}
+    function: Decorator = partial(native.part, **exact)
     u16, u32, f32, carray = numba.uint16, numba.uint32, numba.float32, numba.carray
     i8, i32, i64 = numba.int8, numba.int32, numba.int64
 
     def by_address(signature: Any, given: Callable[..., Any]) -> int:
-        return native.unit(given, signature, fastmath=exact["fastmath"])
+        return native.unit(given, signature, **exact)
 
     def entry(loop: Callable[..., Any]) -> int:
         return by_address(types.void(types.CPointer(types.int64)), loop)
