@@ -198,6 +198,7 @@ class TrainerConfig:
     max_time: str | None = None  # DD:HH:MM:SS of one attempt; the same command then goes on
     deterministic: bool = False
     enable_progress_bar: bool = True
+    matmul_precision: str | None = None  # of float32: highest | high (AMX, TF32: faster) | medium; None: torch's choice
     threads: int | None = None  # CPU threads; None leaves torch's choice
     cuda_graphs: bool = True  # on one NVIDIA GPU, a language model's steps are recorded once and replayed
     checkpoint_minutes: float = 5.0

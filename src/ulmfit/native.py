@@ -83,15 +83,10 @@ def pointer() -> Any:
 @cache
 def prefetch(for_writing: bool = True) -> Any:
     """For compiled loops: (address) -> nothing; the line of the cache there is fetched, to be written or read soon."""
-    numba, ir = import_module("numba"), import_module("llvmlite.ir")
+    numba = import_module("numba")
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        i32, place = ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [place, i32, i32, i32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [place], kind)
-        level, data = 3 if for_writing else 2, 1  # the first, or the second of the caches
-        how = [ir.Constant(i32, each) for each in (int(for_writing), level, data)]
-        builder.call(function, [builder.inttoptr(given[0], place), *how])
+        fetch_line(builder, given[0], for_writing)
         return context.get_dummy_value()
 
     @import_module("numba.extending").intrinsic  # type: ignore[untyped-decorator]
@@ -99,6 +94,17 @@ def prefetch(for_writing: bool = True) -> Any:
         return numba.void(numba.int64), generate
 
     return fetch
+
+
+def fetch_line(builder: Any, address: Any, for_writing: bool) -> None:
+    """Tell LLVM's `builder` to fetch the line of the cache at an address."""
+    ir = import_module("llvmlite.ir")
+    i32, place = ir.IntType(32), ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [place, i32, i32, i32])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [place], kind)
+    level, data = 3 if for_writing else 2, 1  # the first, or the second of the caches
+    how = [ir.Constant(i32, each) for each in (int(for_writing), level, data)]
+    builder.call(function, [builder.inttoptr(address, place), *how])
 
 
 def part(function: Callable[..., Any], **how: Any) -> Any:

@@ -147,6 +147,7 @@ CHECKS: dict[type[Any], dict[str, Choice | Range]] = {
         "accelerator": Choice(("auto", "cpu", "gpu", "cuda", "mps", "tpu")),
         "num_nodes": COUNT,
         "precision": Choice(("auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true")),
+        "matmul_precision": Choice(("highest", "high", "medium")),
         "threads": THREADS,
         "checkpoint_minutes": POSITIVE,
         "timeout_minutes": POSITIVE,

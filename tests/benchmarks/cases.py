@@ -57,6 +57,7 @@ class Case:
 
 
 FP32, AUTO = {"precision": "32-true"}, {"precision": "auto"}
+HIGH = {**FP32, "matmul_precision": "high"}
 
 
 _UNTIMED = 2  # steps: pages that are asked for the first time, and optimiser state
@@ -68,11 +69,12 @@ def _lm_step(name: str, shape: str, steps: int, goal: float, least_share: float 
         f"LM training, {shape}",
         "lm_step",
         f"{steps} steps of 64 x 70 tokens by the learners' fit_one_cycle, after {_UNTIMED} that are not timed, all "
-        "layers, the same weights and tokens; fp32, and our default precision against fp32, the only one that "
-        "fastai has on CPU",
+        "layers, the same weights and tokens; fp32, also with torch's `high` precision of products, and our default "
+        "precision, against fp32, the only one that fastai has on CPU",
         "tokens/s",
         (
             Way("fp32", FP32, goal, share="square fp32", least_share=least_share),
+            Way("fp32, products of `high` precision", HIGH, goal, share="square fp32"),
             Way("default precision", AUTO, goal, share="square bf16"),
         ),
         {"shape": name, "steps": steps + _UNTIMED, "untimed": _UNTIMED, "batch_size": 64, "bptt": 70},

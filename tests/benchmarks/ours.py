@@ -107,6 +107,7 @@ def _words(settings: Settings) -> list[str]:
     return [
         f"trainer.accelerator={settings['device']}",
         f"trainer.precision={settings['precision']}",
+        f"trainer.matmul_precision={settings.get('matmul_precision', 'highest')}",
         f"trainer.threads={settings['threads']}",
         f"trainer.cuda_graphs={settings.get('cuda_graphs', True)}",
     ]

@@ -10,7 +10,8 @@ from limits import BESIDE, TEXT
 Measured = list[dict[str, Any]]
 # Of the limits measured beside the runs, by what stands in front of "fp32", "bf16" or "int8" in their names.
 MEANINGS = {
-    "square": "A square product is ({:,} x {:,}) x ({:,} x {:,}).",
+    "square": "A square product is ({:,} x {:,}) x ({:,} x {:,}), torch's. On processors with AMX our loops multiply "
+    "float32 in the tiles for bfloat16, in three parts or (`high`) two, and may do more than torch's float32 product.",
     "recurrent product": "A recurrent product is ({:,} x {:,}) x ({:,} x {:,}), a step of a batch of texts, in int8 "
     "the rounding of its rows included; in GOP/s.",
     "SentencePiece": "SentencePiece's speed, in MB/s, is what tokenising would have without rules, hand-over and files "

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ulmfit.nn.processor import cpu_has_avx2, cpu_has_tiles
+from ulmfit.nn import matrix_tiles
+from ulmfit.nn.processor import cpu_has_avx2, cpu_has_tiles, cpu_multiplies_bfloat16
 
 _WITHOUT = """
 import sys, pytest, torch
@@ -45,6 +46,23 @@ class LargestTensor(TorchDispatchMode):
 def largest_tensor() -> type[LargestTensor]:
     """The class, to open as many contexts as a test needs."""
     return LargestTensor
+
+
+_PRODUCTS = {
+    "bf16": cpu_multiplies_bfloat16,
+    "fp32": cpu_has_avx2,
+    "bf16x3": lambda: matrix_tiles.multiplies("bf16x3"),
+    "bf16x6": lambda: matrix_tiles.multiplies("bf16x6"),
+}
+
+
+@pytest.fixture(scope="module", params=_PRODUCTS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of numbers that training multiplies."""
+    name: str = request.param
+    if not _PRODUCTS[name]():
+        pytest.skip("this processor has no such products")
+    return name
 
 
 @pytest.fixture

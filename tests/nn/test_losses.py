@@ -159,8 +159,8 @@ def test_no_matrix_of_all_logits_exists(largest_tensor: Any, way: str) -> None:
     assert plain.numel == n * vocab
     with largest_tensor() as chunked:
         chunked_cross_entropy(*inputs, chunk=chunk).backward()
-    # Loops lay out rows and columns, also those of the matrix, in panels of 64.
-    assert chunked.numel == chunk * vocab if way == "torch" else chunked.numel <= 64 * (vocab + 63)
+    # Loops lay out rows and columns, also those of the matrix, in panels of 64, and numbers in up to three parts.
+    assert chunked.numel == chunk * vocab if way == "torch" else chunked.numel <= 3 * 64 * (vocab + 63)
     with largest_tensor() as summed, torch.no_grad():
         summed_cross_entropy(*inputs, chunk=chunk)
     assert summed.numel == chunk * vocab

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ulmfit import native
 from ulmfit.nn import matrix_tiles, openmp
+from ulmfit.nn.kinds import KINDS, PRODUCTS
 from ulmfit.nn.processor import cpu_has_avx2, cpu_has_tiles, cpu_multiplies_bfloat16
 
 pytest.importorskip("numba")
@@ -24,12 +25,36 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["fp32", "bf16", "int8"], scope="module")
+@pytest.fixture(params=KINDS, scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
-    if name != "fp32" and not cpu_multiplies_bfloat16():
+    there = matrix_tiles.multiplies(name) if KINDS[name].parts > 1 else name == "fp32" or cpu_multiplies_bfloat16()
+    if not there:
         pytest.skip("this processor has no such products")
     return name
+
+
+def whole_groups(kind: str, groups: int) -> int:
+    """Numbers in parts have whole runs of them."""
+    return -(-groups // (16 * KINDS[kind].parts)) * 16 * KINDS[kind].parts if KINDS[kind].parts > 1 else groups
+
+
+def numbers(kind: str, factor: Tensor, groups_at: int) -> Tensor:
+    """In double precision; parts of x (rows, groups, neighbours) or of a panel (groups, columns, neighbours) as rows.
+
+    (parts, ...), those of one number at the same place.
+    """
+    parts = KINDS[kind].parts
+    return factor.double().unflatten(groups_at, (-1, parts, 16 if parts > 1 else 1)).movedim(groups_at + 1, 0)
+
+
+def exact(kind: str, x: Tensor, panel: Tensor) -> Tensor:
+    """Sums (rows, columns) of the products of parts that are taken."""
+    a, b = numbers(kind, x, 1), numbers(kind, panel, 0)
+    return sum(
+        (torch.einsum("rksn,kscn->rc", a[one], b[other]) for one, other in PRODUCTS[KINDS[kind].parts]),
+        torch.zeros((), dtype=torch.float64),
+    )
 
 
 def factors(kind: str, rows: int, groups: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +90,7 @@ def test_tile(kind: str, rows: int, groups: int, columns: int, more: bool, fetch
     """Sums from zero or from what is there, of the columns that are wanted; nothing is written beside the tile."""
     from ulmfit.nn.register_tiles import COLUMNS, multiplier, rows_of
 
-    rows, columns = min(rows, rows_of(kind)), min(columns, COLUMNS)
+    rows, columns, groups = min(rows, rows_of(kind)), min(columns, COLUMNS), whole_groups(kind, groups)
     x, panel = factors(kind, rows, groups + 3, seed)
     number = torch.int32 if kind == "int8" else torch.float32
     out = torch.randint(-99, 99, (rows + 1, COLUMNS + 16)).to(number)
@@ -74,9 +99,9 @@ def test_tile(kind: str, rows: int, groups: int, columns: int, more: bool, fetch
         rows, x.data_ptr(), x.stride(0) * x.itemsize, 4, panel.data_ptr(), columns, groups, out.data_ptr(),
         out.stride(0) * 4, int(more), panel.data_ptr(), fetched,
     )  # fmt: skip
-    x, panel = x[:, :groups].double(), panel[:groups].double()
-    right = torch.einsum("rgn,gcn->rc", x, panel) + before[:rows, :COLUMNS] * more
-    bound = torch.einsum("rgn,gcn->rc", x.abs(), panel.abs()) + 100
+    x, panel = x[:, :groups], panel[:groups]
+    right = exact(kind, x, panel) + before[:rows, :COLUMNS] * more
+    bound = exact(kind, x.double().abs(), panel.double().abs()) + 100
     error = (out[:rows, :columns].double() - right[:, :columns]).abs()
     assert (error <= (0 if kind == "int8" else 1e-6) * bound[:, :columns]).all()
     assert torch.equal(out[rows:], before[rows:]) and torch.equal(out[:, COLUMNS:], before[:, COLUMNS:])
@@ -91,9 +116,9 @@ def test_product_of_all_threads(
     kind: str, rows: int, groups: int, columns: int, threads: int, at_once: bool, seed: int
 ) -> None:
     """Weights that take several blocks, and rows that take several tiles; panels one by one, or all at once."""
-    from ulmfit.nn.register_tiles import COLUMNS, NEIGHBOURS, PANEL_ROW, panels_of, product
+    from ulmfit.nn.register_tiles import COLUMNS, PANEL_ROW, panels_of, product
 
-    panels, neighbours = panels_of(columns), NEIGHBOURS[kind]
+    panels, groups = panels_of(columns), whole_groups(kind, groups)
     x, packed = factors(kind, rows, groups, seed)[0], [factors(kind, 1, groups, seed + i)[1] for i in range(panels)]
     weights, out = torch.stack(packed), torch.zeros(rows, panels * COLUMNS)
     multiply = ready(product(kind), 19)
@@ -104,8 +129,10 @@ def test_product_of_all_threads(
             out.data_ptr(), panels * PANEL_ROW, PANEL_ROW, 0, 0, 0, 0, thread, threads,
         )  # fmt: skip
     found = out.view(torch.int32) if kind == "int8" else out
-    flat = weights.transpose(1, 2).reshape(panels * COLUMNS, groups * neighbours).double()
-    right, bound = (a @ b.t() for a, b in ((x.flatten(1).double(), flat), (x.flatten(1).double().abs(), flat.abs())))
+    right, bound = (
+        torch.cat([exact(kind, a, panel) for panel in b], 1)
+        for a, b in ((x, weights), (x.double().abs(), weights.double().abs()))
+    )
     error = (found.double() - right).abs()[:, :columns]
     assert (error <= (0 if kind == "int8" else 2e-6) * bound[:, :columns]).all()
 

@@ -63,6 +63,7 @@ def test_what_has_no_effect_on_the_result_resumes(key: str, value: Any) -> None:
         ("dataset__train_size", 100),
         ("dataset__limit", 10),
         ("trainer__precision", "32-true"),
+        ("trainer__matmul_precision", "high"),
         ("trainer__devices", 2),
     ],
 )

@@ -324,6 +324,17 @@ def test_automatic_precision(
             resolve_precision(TrainerConfig(accelerator=accelerator, precision="bf16-mixed"))
 
 
+@pytest.mark.parametrize(("asked", "found"), [(None, "medium"), ("high", "high"), ("highest", "highest")])
+def test_precision_of_float32_products(asked: str | None, found: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        trainer.bare_trainer(replace(TRAINER, matmul_precision=asked), [], max_epochs=1, clip=None)
+        assert torch.get_float32_matmul_precision() == found
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 # ------------------------------------------------------------------------------------------------ logs
 
 

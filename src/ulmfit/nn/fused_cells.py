@@ -1,7 +1,7 @@
 """The LSTM cell in training, forward and back, of a register full of cells at a time: see `fused_lstm`.
 
 L cells at a time. Gates, their sums and the bias are (4, L): input, forget, cell and output. All is in float32 but what
-is of the kind "fp32" or "bf16". Arguments are addresses.
+is of the kind. Arguments are addresses.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from ulmfit.nn.kinds import KINDS
 from ulmfit.nn.lanes import Lanes, of_addresses
 from ulmfit.nn.register_tiles import LANES
 
@@ -18,14 +19,16 @@ def forward_cell(kind: str) -> Any:
     """For compiled loops: cells (L,) and output (L,) of a step.
 
     Arguments: sums of the states (4, L) and of the inputs (4, L); bias (4, L); cells (L,) before; cells (L,) after;
-    gates (4, L) and output (L,), both of the kind and filled in.
+    gates (4, L) of `Kind.outside`, and output (L,) of the kind, both filled in; of numbers in parts, the output also in
+    float32.
     """
+    parts, outside = KINDS[kind].parts, KINDS[kind].outside
 
     def generate(
-        builder: Any, sums: Any, inputs: Any, bias: Any, before: Any, after: Any, gates: Any, output: Any
+        builder: Any, sums: Any, inputs: Any, bias: Any, before: Any, after: Any, gates: Any, output: Any, floats: Any
     ) -> None:
         v = Lanes(builder, LANES)
-        store, half, one = v.store_halves if kind == "bf16" else v.store, v.number(0.5), v.number(1)
+        half, one = v.number(0.5), v.number(1)
         inner = [
             builder.fadd(builder.fadd(v.load(inputs, index), v.load(sums, index)), v.load(bias, index))
             for index in range(4)
@@ -50,32 +53,36 @@ def forward_cell(kind: str) -> Any:
         new = v.fma(of_f, v.load(before), builder.fmul(of_i, of_g))
         v.store(new, after)
         for index, each in enumerate((of_i, of_f, of_g, of_o)):
-            store(each, gates, index, past_caches=True)
+            v.store_as(outside, each, gates, index, past_caches=True)
         top, bottom = v.tanh(new)
-        store(builder.fmul(of_o, builder.fdiv(top, bottom)), output)
+        found = builder.fmul(of_o, builder.fdiv(top, bottom))
+        v.store_as(kind, found, output)
+        if parts > 1:
+            v.store(found, floats)
 
-    return of_addresses(7, generate)
+    return of_addresses(8, generate)
 
 
 @cache
 def backward_cell(kind: str) -> Any:
     """For compiled loops: gradients of a cell's sums, from what the forward pass left.
 
-    Arguments: gates (4, L), afterwards the gradients of their sums; cells (L,) before and after the step; gradient
-    (L,) of the output from above, and from the step after, in float32; gradient (L,) of the cells after the step,
-    afterwards of those before it; bias (4, L), to which its gradient is added.
+    Arguments: gates (4, L) of `Kind.outside`, afterwards the gradients of their sums, of the kind; cells (L,) before
+    and after the step; gradient (L,) of the output from above, of `Kind.outside`, and from the step after, in float32;
+    gradient (L,) of the cells after the step, afterwards of those before it; bias (4, L), to which its gradient is
+    added.
     """
+    outside = KINDS[kind].outside
 
     def generate(
         builder: Any, gates: Any, before: Any, after: Any, grad: Any, through: Any, grad_cell: Any, bias: Any
     ) -> None:
         v = Lanes(builder, LANES)
         one = v.number(1)
-        load, store = (v.load_halves, v.store_halves) if kind == "bf16" else (v.load, v.store)
-        i, f, g, o = (load(gates, index) for index in range(4))
+        i, f, g, o = (v.load_as(outside, gates, index) for index in range(4))
         top, bottom = v.tanh(v.load(after))
         t = builder.fdiv(top, bottom)
-        dh = builder.fadd(load(grad), v.load(through))
+        dh = builder.fadd(v.load_as(outside, grad), v.load(through))
         rest = builder.fsub(one, builder.fmul(t, t))
         dc = v.fma(builder.fmul(dh, o), rest, v.load(grad_cell))
         v.store(builder.fmul(dc, f), grad_cell)
@@ -90,7 +97,7 @@ def backward_cell(kind: str) -> Any:
             v.product(dh, t, inner(o)),
         )
         for index, each in enumerate(found):
-            store(each, gates, index)
+            v.store_as(kind, each, gates, index)
             v.store(builder.fadd(v.load(bias, index), each), bias, index)
 
     return of_addresses(7, generate)

@@ -1,7 +1,7 @@
 """Softmax cross-entropy and its gradients as a compiled loop, in chunks whose logits are all that exists of them.
 
 Products are tiles in registers, as in `fused_lstm`; logits, softmax and all sums are in float32. What is multiplied is
-of the kind "fp32" or "bf16". N positions, E features, V pieces.
+of one of the kinds in `kinds`. N positions, E features, V pieces.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ulmfit.nn import openmp
 from ulmfit.nn.fused_lstm import Weights
-from ulmfit.nn.register_tiles import COLUMNS, LANES, NEIGHBOURS, panels_of
+from ulmfit.nn.kinds import groups_of, whole
+from ulmfit.nn.register_tiles import COLUMNS, LANES, panels_of
 from ulmfit.nn.softmax_cells import LOWEST
 from ulmfit.nn.softmax_loops import SCRATCH, entry
 from ulmfit.nn.vectors import compiles
@@ -51,7 +52,7 @@ def cross_entropy(
     """The sum of -log softmax(hidden @ weight.T + bias)[targets], and its gradients.
 
     Args:
-        kind: "fp32" or "bf16".
+        kind: of `KINDS`, but "int8".
         hidden: (N, E). weight: (V, E) in float32. bias: (V,). targets: (N,) int64.
         of_hidden, of_weight, of_bias: which gradients are wanted.
         chunk: rows whose logits exist at a time.
@@ -62,18 +63,21 @@ def cross_entropy(
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
         wrong = next(t for t in targets.tolist() if not 0 <= t < len(weight))
         raise IndexError(f"the target {wrong} is no piece, expected 0 to {len(weight) - 1}")
-    (n, size), vocab, neighbours = hidden.shape, weight.size(0), NEIGHBOURS[kind]
+    (n, size), vocab = hidden.shape, weight.size(0)
     panels, threads = panels_of(vocab), torch.get_num_threads()
     weights = Weights(kind, weight, weight.new_empty(vocab, 0), 0.0, 0, of_hidden)
-    x = torch.empty(n, weights.columns, dtype=weights.dtype)
-    x[:, :size], x[:, size:] = hidden, 0
-    turned = torch.empty(size, weights.odd_lines(n + 1), dtype=weights.dtype)
-    turned[:, :n], turned[:, n] = x[:, :size].t(), 0  # a zero for a pair that is not whole
-    chunk = min(n, chunk + chunk % neighbours)
+    x = torch.empty(1, n, weights.columns * weights.parts, dtype=weights.dtype)
+    weights.put(hidden[None], x, 0, weights.columns)
+    x, whole_n = x[0], whole(kind, n)  # positions are multiplied in whole runs, the last with zeros
+    turned = torch.empty(1, size, weights.odd_lines(whole_n), dtype=weights.dtype)
+    weights.put(hidden.t()[None], turned, 0, whole_n)
+    turned, chunk = turned[0], min(n, whole(kind, chunk))
     logits = torch.empty(panels, chunk, COLUMNS)
-    grads = torch.empty(chunk, panels * COLUMNS, dtype=weights.dtype)
+    grads = torch.empty(chunk, panels * COLUMNS * weights.parts, dtype=weights.dtype)
     # In float32 gradients lie as logits do, and take their place.
-    packed = weights.panels(panels, -(-chunk // neighbours)) if of_weight and kind != "fp32" else logits
+    packed = weights.panels(panels, groups_of(kind, chunk)) if of_weight and kind != "fp32" else logits
+    if weights.parts > 1 and of_weight:
+        packed.zero_()  # what zeros of a run are multiplied with must be numbers
     found = torch.empty(n, 2)
     of_states = torch.empty(chunk, panels_of(size) * COLUMNS)
     of_weights = torch.empty(size, panels * COLUMNS) if of_weight else None
@@ -88,7 +92,7 @@ def cross_entropy(
         rows = min(chunk, n - start)
         openmp.run(
             entry(kind), rows, vocab, size, x[start:], x.stride(0) * x.itemsize,
-            turned[:, start:], turned.stride(0) * turned.itemsize, weights.forward, weights.groups,
+            turned[:, start * weights.parts :], turned.stride(0) * turned.itemsize, weights.forward, weights.groups,
             logits if weights.back is None else weights.back, bias, targets[start:], logits, grads, packed,
             found[start:], of_states if of_hidden else 0, 0 if of_weights is None else of_weights,
             of_biases, int(start > 0), int(of_hidden or of_weight or of_bias), parts, parts.stride(1) * 4,

@@ -1,7 +1,7 @@
 """The loops of `fused_lstm`, compiled: see there for what their arguments are.
 
-What is kept and multiplied has one type, "fp32" or "bf16"; sums and cells are in float32. Numbers in memory are given
-by their address: sums of addresses take Numba a fraction of the time that slices take it.
+What is kept and multiplied is of one of the kinds in `kinds`; sums and cells are in float32. Numbers in memory are
+given by their address: sums of addresses take Numba a fraction of the time that slices take it.
 
 Gates are in blocks: the input gates of `LANES` cells, then their forget, cell and output gates. So a thread has
 all that a cell needs as soon as a product's sums are complete, while they are in its core's cache.
@@ -17,27 +17,34 @@ from ulmfit.native import prefetch
 from ulmfit.nn import openmp
 from ulmfit.nn.fused_cells import backward_cell, forward_cell
 from ulmfit.nn.kept_loops import kept
+from ulmfit.nn.kinds import KINDS, RUN
 from ulmfit.nn.processor import second_cache
-from ulmfit.nn.register_tiles import COLUMNS, LANES, LINE, NEIGHBOURS, PANEL_ROW, hook, multiplier, product, rows_of
-from ulmfit.nn.turned_gates import AT_ONCE, beside, layout
+from ulmfit.nn.register_tiles import COLUMNS, LANES, LINE, PANEL_ROW, PART, hook, multiplier, product, rows_of
+from ulmfit.nn.turned_gates import AT_ONCE, SCRATCH, beside, group_of, layout
 from ulmfit.nn.vectors import compiler
 
 DRAWS = 1 << 16  # values of the random number that decides whether a weight is kept
-_OF_FORWARD, _OF_BACKWARD = 14, 16  # arguments of the loops over all steps
+_OF_FORWARD, _OF_BACKWARD = 15, 16  # arguments of the loops over all steps
 BLOCK = 4 * LANES  # gates of as many cells as a register holds
+SUMS = max(COLUMNS * PANEL_ROW, SCRATCH)  # bytes that a thread works with in a weight gradient
 
 
 @cache
 def kernels(kind: str) -> SimpleNamespace:
-    """Addresses of `prepare`, `forward`, `backward` and `weight_gradients`: some seconds, once on a machine.
+    """Addresses of `prepare`, `put` (of numbers in parts), `forward`, `backward` and `weight_gradients`.
+
+    That takes some seconds, once on a machine.
 
     Args:
-        kind: "fp32" or "bf16".
+        kind: of `KINDS`, but "int8".
 
     Raises:
         Exception: of many kinds, where Numba does not work, or torch has no OpenMP that it could use.
     """
-    loops = {"prepare": _prepare, "forward": _forward, "backward": _backward, "weight_gradients": _weight_gradients}
+    loops = {
+        "prepare": _prepare, "forward": _forward, "backward": _backward, "weight_gradients": _weight_gradients,
+        **({"put": _put} if KINDS[kind].parts > 1 else {}),
+    }  # fmt: skip
     return SimpleNamespace(**kept(f"training-{kind}", lambda: {name: make(kind) for name, make in loops.items()}))
 
 
@@ -90,19 +97,17 @@ def _gate() -> Any:
 
 
 def _prepare(kind: str) -> int:
-    c, pair, numbers, neighbours = compiler(), beside(kind), compiler().numbers[kind], NEIGHBOURS[kind]
-    floats, words, of_kind, narrow, convert, size_of = (
-        c.floats, c.words, numbers.at, numbers.narrow, numbers.convert, numbers.size,
-    )  # fmt: skip
-    (parts, is_kept), gate_of = _dropping(), _gate()
+    c, pair, group_at, convert = compiler(), beside(kind), group_of(kind), compiler().numbers[kind].convert
+    neighbours, parts_of_one, size_of, run, _ = KINDS[kind]
+    floats, words, (parts, is_kept), gate_of = c.floats, c.words, _dropping(), _gate()
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
     number, count, _ = openmp.team()
 
     @c.function
     def drop(n: Any, weights_at: Any, out_at: Any, first: Any, scale: Any, kept: Any, low: Any, high: Any) -> None:
-        weights, out = floats(weights_at, n), of_kind(out_at, n)
+        weights, out = floats(weights_at, n), floats(out_at, n)
         for j in range(n):
-            out[j] = narrow(weights[j] * scale if is_kept(first + u32(j), kept, low, high) else f32(0))
+            out[j] = weights[j] * scale if is_kept(first + u32(j), kept, low, high) else f32(0)
 
     @c.function
     def turn(n: Any, tile_at: Any, stride: Any, packed_at: Any) -> None:
@@ -115,48 +120,67 @@ def _prepare(kind: str) -> int:
     def lay_out(n: Any, one: Any, stride: Any, panel_at: Any, panel_bytes: Any) -> None:
         for start in range(0, n, COLUMNS):
             panel, filled = panel_at + start // COLUMNS * panel_bytes, min(n - start, COLUMNS)
-            pair(filled, one + start * size_of, one + start * size_of + stride, panel)
-            for j in range(filled, COLUMNS):
-                words(panel, COLUMNS)[j] = 0
+            pair(filled, one + start * size_of, one + start * size_of + stride, panel, PART)
+            for part in range(parts_of_one):
+                words(panel + part * PART + filled * 4, COLUMNS - filled)[:] = u32(0)
 
     @c.entry
     def prepare(given: Any) -> None:
         a = carray(given, 13)
         weight_ih, weight_hh, rows, width, state_at, size, padded = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
         scale, kept, low, high = parts(a[7], a[8])
-        stride, packed, back = a[10] * size_of, a[11], a[12]
-        groups, of_size = (state_at + padded) // neighbours, (size + COLUMNS - 1) // COLUMNS
+        stride, packed, back = a[10], a[11], a[12]
+        groups, of_size = (state_at + padded) * size_of // 4, (size + COLUMNS - 1) // COLUMNS
         gates = 4 * padded if padded else rows
-        panels, back_bytes = (gates + COLUMNS - 1) // COLUMNS, (gates + neighbours - 1) // neighbours * PANEL_ROW
+        whole_gates, panels = (gates + run - 1) // run * run, (gates + COLUMNS - 1) // COLUMNS
+        back_bytes = whole_gates * size_of // 4 * PANEL_ROW
         thread, threads = i64(number()), i64(count())
-        tile = a[9] + thread * COLUMNS * stride
+        tile = a[9] + thread * (COLUMNS * stride + (size * 4 + LINE - 1) // LINE * LINE)
+        floats_at = tile + COLUMNS * stride
         for panel in range(panels * thread // threads, panels * (thread + 1) // threads):
             first = panel * COLUMNS
             for r in range(COLUMNS):
                 n, row = first + r, tile + r * stride
                 if padded:
                     n = gate_of(n, size) if n < gates else -1
+                words(row, groups)[:] = u32(0)
                 if n >= 0 and n < rows:
                     convert(width, weight_ih + n * width * 4, row)
-                    of_kind(row + width * size_of, state_at - width)[:] = narrow(f32(0))
-                    drop(
-                        size, weight_hh + n * size * 4, row + state_at * size_of, u32(n * size), scale, kept, low, high
-                    )
-                    of_kind(row + (state_at + size) * size_of, padded - size)[:] = narrow(f32(0))
-                else:
-                    words(row, groups)[:] = 0
+                    drop(size, weight_hh + n * size * 4, floats_at, u32(n * size), scale, kept, low, high)
+                    convert(size, floats_at, row + state_at * size_of)
             turn(groups, tile, stride // 4, packed + panel * groups * PANEL_ROW)
-            for r in range(0, min(COLUMNS, gates - first) if back else 0, neighbours):
-                one, at = tile + r * stride, back + (first + r) // neighbours * PANEL_ROW
+            for r in range(0, min(COLUMNS, whole_gates - first) if back else 0, neighbours):
+                one, at = tile + r * stride, back + group_at(first + r) * PANEL_ROW
                 lay_out(size, one + state_at * size_of, stride, at, back_bytes)
                 lay_out(width, one, stride, at + of_size * back_bytes, back_bytes)
 
     return prepare
 
 
+def _put(kind: str) -> int:
+    c, convert = compiler(), compiler().numbers[kind].convert
+    u32, i64, carray, words, size_of = c.numba.uint32, c.numba.int64, c.numba.carray, c.words, KINDS[kind].size
+    number, count, _ = openmp.team()
+
+    @c.entry
+    def put(given: Any) -> None:
+        a = carray(given, 9)
+        steps, rows, n, whole_n, x, step_bytes, row_bytes, out, out_bytes = (
+            a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8]
+        )  # fmt: skip
+        thread, threads = i64(number()), i64(count())
+        filled = n // RUN * RUN  # the last numbers share lines with the zeros behind them
+        for r in range(steps * rows * thread // threads, steps * rows * (thread + 1) // threads):
+            at = out + r * out_bytes
+            words(at + filled * size_of, (whole_n - filled) * size_of // 4)[:] = u32(0)
+            convert(n, x + r // rows * step_bytes + r % rows * row_bytes, at)
+
+    return put
+
+
 def _forward(kind: str) -> int:
-    c, cell, ask, neighbours = compiler(), forward_cell(kind), fetching(), NEIGHBOURS[kind]
-    size_of, together = c.numbers[kind].size, BLOCK // COLUMNS
+    c, cell, ask, place_of = compiler(), forward_cell(kind), fetching(), compiler().numbers[kind].place
+    size_of, line_bytes, together = KINDS[kind].size, LINE * KINDS[kind].parts, BLOCK // COLUMNS
     sums_row, i64, carray = together * PANEL_ROW, c.numba.int64, c.numba.carray
     longs, address = c.longs, c.address
     number, count, barrier = openmp.team()
@@ -172,7 +196,7 @@ def _forward(kind: str) -> int:
                 sums + (b - top) * sums_row, inputs + b * inputs_row, bias + block * BLOCK * 4,
                 cells + (at * size + place) * 4, cells + ((at + rows) * size + place) * 4,
                 gates + (at * 4 * size + block * BLOCK) * size_of,
-                both + (at + rows) * stride + (state_at + place) * size_of,
+                both + (at + rows) * stride + place_of(state_at + place), a[14] + (at * size + place) * 4,
             )  # fmt: skip
 
     def soon(given: Any, t: Any, block: Any, top: Any, bottom: Any, sums: Any) -> None:
@@ -185,7 +209,7 @@ def _forward(kind: str) -> int:
             ask(inputs + b * inputs_row, sums_row)
             ask(cells + (at * size + place) * 4, LANES * 4)
             ask(cells + ((at + rows) * size + place) * 4, LANES * 4)
-            ask(both + (at + rows) * stride + (state_at + place) * size_of, LANES * size_of)
+            ask(both + (at + rows) * stride + place_of(state_at + place), line_bytes)
 
     multiply_all, finish_at, soon_at = product(kind), hook(finish), hook(soon)
 
@@ -194,7 +218,7 @@ def _forward(kind: str) -> int:
         a, at_a = carray(given, _OF_FORWARD), address(given)
         steps, rows, state_at, size, groups, packed, both, from_zero = a[0], a[1], a[2], a[3], a[4], a[5], a[7], a[13]
         inputs, ahead = a[11], a[12]
-        of_inputs, stride, panels = state_at // neighbours, 4 * groups, 4 * size // COLUMNS
+        of_inputs, stride, panels = state_at * size_of // 4, 4 * groups, 4 * size // COLUMNS
         thread, threads = i64(number()), i64(count())
         sums = a[10] + thread * rows * sums_row
         for t in range(steps):
@@ -215,8 +239,8 @@ def _forward(kind: str) -> int:
 
 
 def _backward(kind: str) -> int:
-    c, cell, ask, numbers = compiler(), backward_cell(kind), fetching(), compiler().numbers[kind]
-    convert, copy, size_of, neighbours = numbers.convert, c.numbers["fp32"].convert, numbers.size, NEIGHBOURS[kind]
+    c, cell, ask, outside = compiler(), backward_cell(kind), fetching(), compiler().numbers[KINDS[kind].outside]
+    convert, copy, size_of, outer_size = outside.convert, c.numbers["fp32"].convert, KINDS[kind].size, outside.size
     longs, address, i64, carray = c.longs, c.address, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
 
@@ -232,7 +256,7 @@ def _backward(kind: str) -> int:
                 for place in range(first, min(size, first + COLUMNS), LANES):
                     cell(
                         gates + (at * 4 * size + 4 * place) * size_of, cells + (at * size + place) * 4,
-                        cells + ((at + rows) * size + place) * 4, grad + (at * size + place) * size_of,
+                        cells + ((at + rows) * size + place) * 4, grad + (at * size + place) * outer_size,
                         through + (place - first) * 4, grad_cell + (b * size + place) * 4, bias + 16 * place,
                     )  # fmt: skip
 
@@ -247,14 +271,14 @@ def _backward(kind: str) -> int:
                 ask(gates + (at * 4 * size + 4 * first) * size_of, 4 * n * size_of)
                 ask(cells + (at * size + first) * 4, 4 * n)
                 ask(cells + ((at + rows) * size + first) * 4, 4 * n)
-                ask(grad + (at * size + first) * size_of, n * size_of)
+                ask(grad + (at * size + first) * outer_size, n * outer_size)
                 ask(grad_cell + (b * size + first) * 4, 4 * n)
 
     def finish_inputs(given: Any, t: Any, panel: Any, top: Any, bottom: Any, sums: Any) -> None:
         a = longs(given, _OF_BACKWARD)
         rows, width, first = a[1], a[3], panel * COLUMNS
         for b in range(top, bottom):
-            at = a[12] + ((t * rows + b) * width + first) * size_of
+            at = a[12] + ((t * rows + b) * width + first) * outer_size
             convert(min(width - first, COLUMNS), sums + (b - top) * PANEL_ROW, at)
 
     multiply_all, finish_at, soon_at, finish_inputs_at = product(kind), hook(finish), hook(soon), hook(finish_inputs)
@@ -264,7 +288,7 @@ def _backward(kind: str) -> int:
         a, at_a = carray(given, _OF_BACKWARD), address(given)
         steps, rows, size, width, panels, packed = a[0], a[1], a[2], a[3], a[4], a[5]
         gates, of_state, inputs, at_once = a[7], a[10], a[12], a[14]
-        of_size, stride, groups = (size + COLUMNS - 1) // COLUMNS, 4 * size * size_of, 4 * size // neighbours
+        of_size, stride, groups = (size + COLUMNS - 1) // COLUMNS, 4 * size * size_of, size * size_of
         thread, threads = i64(number()), i64(count())
         sums = a[13] + thread * at_once * rows * PANEL_ROW
         # The product of a step's gradients, then the cells of the step before it. The last step's come from no product.
@@ -285,7 +309,9 @@ def _backward(kind: str) -> int:
 
 
 def _weight_gradients(kind: str) -> int:
-    c, multiply, pair, neighbours = compiler(), multiplier(kind), beside(kind), NEIGHBOURS[kind]
+    c, multiply, pair, group_at = compiler(), multiplier(kind), beside(kind), group_of(kind)
+    neighbours, parts_of_one, size_of, run, _ = KINDS[kind]
+    of_run = run * size_of // 4  # groups
     ask, floats, (parts, is_kept), gate_of = fetching(), c.floats, _dropping(), _gate()
     turned_gates, most = layout(kind), rows_of(kind)
     cached = second_cache() // (4 if kind == "fp32" else 2)
@@ -297,7 +323,6 @@ def _weight_gradients(kind: str) -> int:
     )
     u32, f32, i64, carray = c.numba.uint32, c.numba.float32, c.numba.int64, c.numba.carray
     number, count, barrier = openmp.team()
-    size_of = compiler().numbers[kind].size
 
     @c.function
     def add(n: Any, sums_at: Any, out_at: Any, more: Any) -> None:
@@ -324,21 +349,25 @@ def _weight_gradients(kind: str) -> int:
         panels, tiles = (state_at + size + COLUMNS - 1) // COLUMNS, (gates + most - 1) // most
         parts_of_gates = (gates + AT_ONCE - 1) // AT_ONCE
         thread, threads = i64(number()), i64(count())
-        sums = a[11] + thread * COLUMNS * PANEL_ROW
+        sums = a[11] + thread * SUMS
         for begin in range(0, all_rows, at_once):
             rows = min(at_once, all_rows - begin)
             raw, both = a[7] + begin * gates * size_of, a[8] + begin * columns * size_of
-            groups = (rows + neighbours - 1) // neighbours
+            groups = (rows + run - 1) // run * of_run
             for part in range(parts_of_gates * thread // threads, parts_of_gates * (thread + 1) // threads):
                 lay_out(gates, raw, rows, groups, part, sums, turned)
-            # The row behind the last of an odd number is that one again: its other factors are zeros.
-            for p in range(groups * thread // threads, groups * (thread + 1) // threads):
-                one = both + neighbours * p * columns * size_of
-                other = one if neighbours * p + 1 == rows else one + columns * size_of
+            # Rows behind the last, up to a whole run, are that one again: their other factors are zeros.
+            pairs = groups // parts_of_one
+            for p in range(pairs * thread // threads, pairs * (thread + 1) // threads):
+                r = neighbours * p
+                one, other = (
+                    both + min(r, rows - 1) * columns * size_of,
+                    both + min(r + 1, rows - 1) * columns * size_of,
+                )
                 for panel in range(panels):
                     first = panel * COLUMNS
-                    n, at = min(columns - first, COLUMNS), packed + (panel * groups + p) * PANEL_ROW
-                    pair(n, one + first * size_of, other + first * size_of, at)
+                    n, at = min(columns - first, COLUMNS), packed + (panel * groups + group_at(r)) * PANEL_ROW
+                    pair(n, one + first * size_of, other + first * size_of, at, PART)
             barrier()
             # Panels that stay in a core's cache while gates come from memory.
             together = max(1, cached // (groups * PANEL_ROW))
@@ -348,7 +377,7 @@ def _weight_gradients(kind: str) -> int:
                 top, bottom = tile * most, min(gates, (tile + 1) * most)
                 for panel in range(start, min(panels, start + together)):
                     first, stop = panel * COLUMNS, min(state_at + size, (panel + 1) * COLUMNS)
-                    skip = min(max(of_zeros - begin, 0) // neighbours, groups - 1) if first >= state_at else 0
+                    skip = min(max(of_zeros - begin, 0) // run * of_run, groups - of_run) if first >= state_at else 0
                     of_x, at_h = min(max(width - first, 0), stop - first), min(max(state_at, first), stop)
                     for q in range(top, bottom):
                         n = gate_of(q, size)

@@ -1,8 +1,8 @@
 """An LSTM layer in training as compiled loops: all steps in one call, on all threads.
 
 A step is a product with weights laid out once, whose sums stay in float32 and become gates and states at once. Threads
-meet once a step, which takes a microsecond. Needs the extra `fast`. The kind is the type of what is kept and
-multiplied: "fp32", which needs AVX2, or "bf16", which needs AVX-512 BF16 or AMX.
+meet once a step, which takes a microsecond. Needs the extra `fast`. The kind is that of what is kept and multiplied
+(`kinds`): "fp32" needs AVX2, "bf16" AVX-512 BF16 or AMX, numbers in parts need AMX.
 
 B texts, T steps, I inputs, H cells; gates are in torch's order: input, forget, cell, output.
 """
@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from ulmfit.nn import openmp, turned_gates
-from ulmfit.nn.fused_loops import BLOCK, DRAWS, kernels
+from ulmfit.nn.fused_loops import BLOCK, DRAWS, SUMS, kernels
+from ulmfit.nn.kinds import KINDS, groups_of, whole
 from ulmfit.nn.register_tiles import COLUMNS, LANES, NEIGHBOURS, panels_of
 from ulmfit.nn.vectors import compiles
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {name: torch.float32 if name == "fp32" else torch.bfloat16 for name in KINDS if name != "int8"}
 _LINE = 64  # bytes in a line of the processor's cache
 _LITTLE = 1 << 18  # products between two meetings of the threads that take less time than a meeting may
 _compiled: set[str] = set()
 _ROWS_AT_ONCE = 192  # of inputs, that are multiplied together
 # Of a weight gradient's terms: a panel of so many stays in a core's cache. In float32 it is read from there faster.
-_GROUPS_AT_ONCE = {"fp32": 576, "bf16": 1152}
+_GROUPS_AT_ONCE = {"fp32": 576, "bf16": 1152, "bf16x3": 1152, "bf16x6": 1152}
 
 
 @cache
@@ -53,20 +54,22 @@ class Weights:
     def __init__(
         self, kind: str, weight_ih: Tensor, weight_hh: Tensor, rate: float, seed: int, backward_too: bool = True
     ) -> None:
-        self.kind, self.dtype = kind, DTYPES[kind]
+        self.kind, self.dtype, self.parts = kind, DTYPES[kind], KINDS[kind].parts
+        self.outside = DTYPES[KINDS[kind].outside]  # of what comes in and goes out
         (self.gates, self.width), self.size = weight_ih.shape, weight_hh.size(1)
-        neighbours = NEIGHBOURS[kind]
-        self.padded = -(-self.size // LANES) * LANES  # cells, up to a whole block of gates
-        self.state_at = -(-self.width // neighbours) * neighbours  # inputs, up to a whole group
+        block = max(LANES, KINDS[kind].run)
+        self.padded = -(-self.size // block) * block  # cells, up to a whole block of gates and a whole run
+        self.state_at = whole(kind, self.width)
         self.columns = self.state_at + self.padded  # of inputs and state beside each other
-        self.groups = self.columns // neighbours
+        self.groups = groups_of(kind, self.columns)
         rows = 4 * self.padded or self.gates
         self.kept, self.seed = max(1, round((1 - rate) * DRAWS)), seed
         self.forward = self.panels(panels_of(rows), self.groups)
         of_back = panels_of(self.size) + panels_of(self.width)
-        self.back = self.panels(of_back, -(-rows // neighbours)) if backward_too else None
-        stride = self.odd_lines(self.columns)
-        tiles = torch.empty(torch.get_num_threads(), COLUMNS, stride, dtype=self.dtype)
+        self.back = self.panels(of_back, groups_of(kind, rows)) if backward_too else None
+        stride = self.odd_lines(self.columns) * self.dtype.itemsize
+        room = COLUMNS * stride + -(-self.size * 4 // _LINE) * _LINE
+        tiles = torch.empty(torch.get_num_threads(), room, dtype=torch.uint8)
         openmp.run(
             kernels(kind).prepare, weight_ih.float().contiguous(), weight_hh.float().contiguous(),
             self.gates, self.width, self.state_at, self.size, self.padded, self.kept, seed, tiles, stride,
@@ -75,8 +78,8 @@ class Weights:
 
     def in_blocks(self, gates: Tensor) -> Tensor:
         """(4 H,) in torch's order -> (4 P,) as the loops have them: all gates of a block of cells, of the next."""
-        whole = nn.functional.pad(gates.view(4, self.size), (0, self.padded - self.size))
-        return whole.view(4, -1, LANES).transpose(0, 1).contiguous().view(-1)
+        padded = nn.functional.pad(gates.view(4, self.size), (0, self.padded - self.size))
+        return padded.view(4, -1, LANES).transpose(0, 1).contiguous().view(-1)
 
     def from_blocks(self, gates: Tensor) -> Tensor:
         """(..., 4 P) -> (..., 4 H)."""
@@ -92,9 +95,26 @@ class Weights:
         return torch.empty(panels, groups, COLUMNS, NEIGHBOURS[self.kind], dtype=self.dtype)
 
     def odd_lines(self, numbers: int) -> int:
-        """At least so many numbers, in an odd number of cache lines: such rows do not push each other out."""
+        """Elements of a row of so many numbers, in an odd number of cache lines: rows do not push each other out."""
         line = _LINE // self.dtype.itemsize
-        return (-(-numbers // line) | 1) * line
+        return (-(-numbers * self.parts // line) | 1) * line
+
+    def put(self, x: Tensor, out: Tensor, at: int, filled: int) -> None:
+        """(S, B, N) into rows (S, B, ...) of numbers of the kind, from the `at`-th on; behind them zeros to `filled`.
+
+        Of numbers in parts, rows of `out` are next to each other.
+        """
+        n = x.size(-1)
+        if self.parts == 1:
+            out[..., at : at + n], out[..., at + n : at + filled] = x, 0
+            return
+        x = x.float()
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        begin = out[..., at * self.parts :]
+        openmp.run(
+            kernels(self.kind).put, x.size(0), x.size(1), n, filled, x, x.stride(0) * x.itemsize,
+            x.stride(1) * x.itemsize, begin, out.stride(1) * out.itemsize,
+        )  # fmt: skip
 
 
 def _steps_at_once(rows: int) -> int:
@@ -104,8 +124,11 @@ def _steps_at_once(rows: int) -> int:
 
 def forward(
     weights: Weights, bias: Tensor, both: Tensor, cells: Tensor, gates: Tensor, from_zero: bool = False
-) -> None:
-    """All steps. P is H, up to a whole block of gates (`Weights.padded`); cells behind the last are zeros.
+) -> Tensor:
+    """Outputs (T, B, H) of all steps. P is H, up to a whole block of gates (`Weights.padded`).
+
+    Cells behind the last are zeros. Of numbers in parts, tensors have `parts` elements for each; outputs are in
+    float32.
 
     Args:
         bias: (4 H,) in float32.
@@ -115,15 +138,17 @@ def forward(
         gates: (T, B, 4 P), in blocks (`in_blocks`); filled in.
         from_zero: the first state is zeros, with which nothing is multiplied then.
     """
-    steps, rows, _ = gates.shape
+    (steps, rows, _), in_parts = gates.shape, weights.parts > 1
     ahead = _steps_at_once(rows)
-    inputs = torch.empty(ahead * rows, gates.size(2))
+    inputs = torch.empty(ahead * rows, 4 * weights.padded)
+    outputs = torch.empty(steps, rows, weights.padded) if in_parts else both[1:, :, weights.state_at :]
     sums = torch.zeros(torch.get_num_threads(), rows, BLOCK)  # of no product, if the first state is zeros
     openmp.run(
         kernels(weights.kind).forward, steps, rows, weights.state_at, weights.padded, weights.groups,
-        weights.forward, weights.in_blocks(bias), both, cells, gates, sums, inputs, ahead, int(from_zero),
+        weights.forward, weights.in_blocks(bias), both, cells, gates, sums, inputs, ahead, int(from_zero), outputs,
         alone=weights.is_little(rows),
     )  # fmt: skip
+    return outputs[..., : weights.size]
 
 
 def backward(
@@ -139,15 +164,15 @@ def backward(
         of_inputs, of_state: whether their gradients are wanted; otherwise None.
     """
     assert weights.back is not None
-    (steps, rows, count), size, threads = gates.shape, weights.size, torch.get_num_threads()
+    (steps, rows, _), size, threads = gates.shape, weights.size, torch.get_num_threads()
     if weights.padded > size:
         grad = nn.functional.pad(grad, (0, weights.padded - size))
     grad = grad.contiguous()
-    inputs = torch.empty(steps, rows, weights.width, dtype=weights.dtype) if of_inputs else None
+    inputs = torch.empty(steps, rows, weights.width, dtype=weights.outside) if of_inputs else None
     state = torch.empty(rows, panels_of(size) * COLUMNS) if of_state else None
     at_once = _steps_at_once(rows)
     sums = torch.zeros(threads, at_once * rows, COLUMNS)  # of no product, before the first
-    bias = torch.zeros(threads, count)
+    bias = torch.zeros(threads, 4 * weights.padded)
     openmp.run(
         kernels(weights.kind).backward, steps, rows, weights.padded, weights.width,
         panels_of(weights.width), weights.back, cells, gates, grad, grad_cell,
@@ -159,19 +184,20 @@ def backward(
 
 def weight_gradients(weights: Weights, raw: Tensor, both: Tensor, from_zero: bool = False) -> tuple[Tensor, Tensor]:
     """Of the two matrices, in float32, from what `backward` left in `gates` and `forward` read."""
-    steps, texts, gates = raw.shape
-    rows, neighbours = steps * texts, NEIGHBOURS[weights.kind]
-    parts = max(1, -(-rows // (neighbours * _GROUPS_AT_ONCE[weights.kind])))
-    groups = -(-rows // (neighbours * parts))
-    turned = torch.empty(turned_gates.room(weights.kind, gates, groups), dtype=torch.int32)
+    kind, (steps, texts, _) = weights.kind, raw.shape
+    rows = steps * texts
+    times = max(1, -(-groups_of(kind, rows) // _GROUPS_AT_ONCE[kind]))
+    at_once = whole(kind, -(-rows // times))
+    groups = groups_of(kind, at_once)
+    turned = torch.empty(turned_gates.room(kind, 4 * weights.padded, groups), dtype=torch.int32)
     packed = weights.panels(panels_of(weights.columns), groups)
     of_inputs = torch.empty(weights.gates, weights.width)
     of_state = torch.empty(weights.gates, weights.size)
-    # More rows than are used, so that threads do not write into the same lines of the cache.
-    sums = torch.empty(torch.get_num_threads(), COLUMNS, COLUMNS)
+    # More than is used, so that threads do not write into the same lines of the cache.
+    sums = torch.empty(torch.get_num_threads(), SUMS // 4)
     openmp.run(
         kernels(weights.kind).weight_gradients, rows, weights.width, weights.state_at, weights.size, weights.padded,
         weights.kept, weights.seed, raw, both, turned, packed, sums, of_inputs, of_state,
-        neighbours * groups, texts if from_zero else 0, alone=weights.is_little(rows),
+        at_once, texts if from_zero else 0, alone=weights.is_little(rows),
     )  # fmt: skip
     return of_inputs, of_state

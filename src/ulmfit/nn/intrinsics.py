@@ -64,7 +64,7 @@ def cell(kind: str) -> Any:
         leave, new = builder.fadd(one, power(gate(3), -1)), power(cells, -2)
         state = builder.fdiv(builder.fsub(one, new), builder.fmul(leave, builder.fadd(one, new)))
         if kind == "bf16":  # what is pooled or handed on is what is multiplied
-            lanes.store_halves(state, reduced)
+            lanes.store_as("bf16", state, reduced)
             state = lanes.wide(builder.lshr(lanes.rounded(state), lanes.whole_number(16)))
         lanes.store(state, out)
         return context.get_dummy_value()

@@ -11,6 +11,8 @@ from importlib import import_module
 from itertools import zip_longest
 from typing import Any
 
+from ulmfit.nn.kinds import KINDS, RUN
+
 _TO_NEAREST = 1.5 * 2**23 + 127  # added to a float32, its last bits are the nearest integer as an exponent
 # Of x^0, x^1, ...: fitted to 2^x on [-1/2, 1/2], within 1e-7 there, and exact at 0: sums are often scaled by e^0.
 _POWERS = (1.0, 0.6931469775315594, 0.24022242002352726, 0.055507338247889726, 0.009671518219058723,
@@ -96,17 +98,37 @@ class Lanes:
         found = self._builder.load(self.place(start, 2 * self._lanes * index, self.halves), align=2)
         return self.wide(self._builder.zext(found, self.integers))
 
-    def store_halves(self, value: Any, start: Any, index: int = 0, past_caches: bool = False) -> None:
-        """As `store`, rounded to bfloat16."""
-        place = self.place(start, 2 * self._lanes * index, self.halves)
-        bits = self._builder.lshr(self.rounded(value), self.whole_number(16))
-        self._put(self._builder.trunc(bits, self.halves), place, 2 * self._lanes, past_caches)
+    def load_as(self, kind: str, start: Any, index: int = 0) -> Any:
+        """As `load`, of "fp32" or "bf16"."""
+        return self.load(start, index) if kind == "fp32" else self.load_halves(start, index)
 
-    def store_pairs(self, one: Any, other: Any, start: Any, index: int = 0, past_caches: bool = False) -> None:
-        """Of two, each number rounded to bfloat16 and beside that of the other."""
-        low = self._builder.lshr(self.rounded(one), self.whole_number(16))
-        high = self._builder.and_(self.rounded(other), self.whole_number(-0x10000))
-        self.store(self._builder.or_(low, high), start, index, past_caches)
+    def store_as(self, kind: str, value: Any, start: Any, index: int = 0, past_caches: bool = False) -> None:
+        """As `store`, in numbers of the kind (`kinds`); bfloat16 is the nearest one."""
+        if kind == "fp32":
+            self.store(value, start, index, past_caches)
+            return
+        first, count = self._lanes * index, KINDS[kind].parts
+        for n, bits in enumerate(self.parts(value, count)):
+            place = self.place(start, (first // RUN * count + n) * 2 * RUN + first % RUN * 2, self.halves)
+            half = self._builder.trunc(self._builder.lshr(bits, self.whole_number(16)), self.halves)
+            self._put(half, place, 2 * self._lanes, past_caches)
+
+    def store_pairs(self, one: Any, other: Any, count: int, start: Any, between: int, index: int) -> None:
+        """Of two, each number beside that of the other; parts with so many bytes between them. Past the caches."""
+        both = zip(self.parts(one, count), self.parts(other, count), strict=True)
+        for n, (low, high) in enumerate(both):
+            pairs = self._builder.or_(self._builder.lshr(low, self.whole_number(16)), high)
+            at = self._builder.add(start, self._ir.Constant(self.i64, n * between))
+            self.store(pairs, at, index, past_caches=True)
+
+    def parts(self, value: Any, count: int) -> list[Any]:
+        """Bits of so many bfloat16, in upper halves beside zeros, whose sum is as near to `value` as can be."""
+        found: list[Any] = []
+        for _ in range(count):
+            if found:
+                value = self._builder.fsub(value, self._builder.bitcast(found[-1], self.floats))
+            found.append(self._builder.and_(self.rounded(value), self.whole_number(-0x10000)))
+        return found
 
     def rounded(self, value: Any) -> Any:
         """Bits whose upper half is the nearest bfloat16, ties to even."""
@@ -175,7 +197,7 @@ class Lanes:
 
 
 def of_addresses(count: int, generate: Any) -> Any:
-    """For compiled loops: a function of 4, 7 or 8 addresses, which `generate(builder, *addresses)` puts together."""
+    """For compiled loops: a function of 2, 4, 7 or 8 addresses, which `generate(builder, *addresses)` puts together."""
     numba = import_module("numba")
 
     def made(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -183,6 +205,9 @@ def of_addresses(count: int, generate: Any) -> Any:
         return context.get_dummy_value()
 
     # Numba wants each argument by name.
+    def two(context: Any, a: Any, b: Any) -> Any:
+        return numba.void(*[numba.int64] * 2), made
+
     def four(context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
         return numba.void(*[numba.int64] * 4), made
 
@@ -192,7 +217,7 @@ def of_addresses(count: int, generate: Any) -> Any:
     def eight(context: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
         return numba.void(*[numba.int64] * 8), made
 
-    return import_module("numba.extending").intrinsic({4: four, 7: seven, 8: eight}[count])
+    return import_module("numba.extending").intrinsic({2: two, 4: four, 7: seven, 8: eight}[count])
 
 
 @cache

@@ -175,7 +175,7 @@ def chunked_cross_entropy(
 
     Args:
         hidden: (N, E). weight: (V, E). bias: (V,). targets: (N,) int64.
-        chunk: rows whose logits exist at a time; None: 576 in compiled loops, 1,024 on other CPUs, 8,192 on a GPU,
+        chunk: rows whose logits exist at a time; None: 320 in compiled loops, 1,024 on other CPUs, 8,192 on a GPU,
             which they keep busy.
         dtype: of the matrix products; None: autocast's where it is on, else `hidden`'s.
     """

@@ -13,22 +13,22 @@ from typing import Any
 
 import torch
 
-from ulmfit.native import prefetch
+from ulmfit.native import fetch_line, prefetch
+from ulmfit.nn.kinds import KINDS, PRODUCTS
 from ulmfit.nn.processor import cpu_has_tiles
 from ulmfit.nn.vectors import compiler
 
 ROWS = 32  # that are multiplied with two tiles of columns at once: each tile that is loaded takes part in two products
 SIDE = 16  # rows of a tile, and 32-bit numbers in each
 _BYTES = 4 * SIDE  # of a row
-_PRODUCTS = {"bf16": "tdpbf16ps", "int8": "tdpbsud"}
+_INSTRUCTIONS = {"bf16": "tdpbf16ps", "int8": "tdpbsud", "bf16x3": "tdpbf16ps", "bf16x6": "tdpbf16ps"}
 # Tiles of sums are 0 to 3: two of columns for each 16 rows or, of at most 16 rows, all four of columns.
-_TOP, _BOTTOM = 4, 5  # tiles of x
-_LEFT, _RIGHT = 6, 7  # tiles of columns
+_OF_X, _OF_COLUMNS = (4, 5), (6, 7)
 
 
 def multiplies(kind: str) -> bool:
     """Whether this processor has such products of `kind`, and the system lets this process use them."""
-    return kind in _PRODUCTS and cpu_has_tiles() and _is_allowed()
+    return kind in _INSTRUCTIONS and cpu_has_tiles() and _is_allowed()
 
 
 @cache
@@ -45,24 +45,20 @@ def multiplier(kind: str, panel_row: int) -> Any:
     With up to 16 rows it fetches nothing ahead.
 
     Args:
-        kind: "bf16" or "int8".
+        kind: of `KINDS`, but "fp32".
         panel_row: bytes of a group of a panel.
     """
     shapes = torch.frombuffer(_shapes(), dtype=torch.uint8).numpy()  # becomes a part of what is compiled
     configure, release, fetch = _operation("ldtilecfg", 1), _operation("tilerelease", 0), prefetch(for_writing=False)
-    zero, put, load = ([_operation(name, n, each) for each in range(8)] for name, n in _OF_ONE_TILE.items())
-    zero0, zero1, zero2, zero3 = zero[:4]
-    put0, put1, put2, put3 = put[:4]
-    load0, load1, load2, load3, top, bottom, left, right = load
-    name = _PRODUCTS[kind]
-    top_left, top_right, top_third, top_fourth, bottom_left, bottom_right = (
-        _operation(name, 0, *tiles)
-        for tiles in (
-            (0, _TOP, _LEFT), (1, _TOP, _RIGHT), (2, _TOP, _LEFT), (3, _TOP, _RIGHT), (2, _BOTTOM, _LEFT),
-            (3, _BOTTOM, _RIGHT),
-        )
-    )  # fmt: skip
-    of_columns, k_bytes = _BYTES, SIDE * panel_row
+    zero, put, load = ([_operation(name, n, each) for each in range(4)] for name, n in _OF_ONE_TILE.items())
+    zero0, zero1, zero2, zero3 = zero
+    put0, put1, put2, put3 = put
+    load0, load1, load2, load3 = load
+    step_of_few, step_of_many = _step(kind, panel_row, rows=1), _step(kind, panel_row, rows=2)
+    fetching_step = _step(kind, panel_row, rows=2, fetches=True)
+    parts = KINDS[kind].parts
+    x_bytes, k_bytes, at_a_time = parts * _BYTES, parts * SIDE * panel_row, parts * SIDE
+    a_portion = at_a_time // 2 * _BYTES  # of what is fetched: the columns' other half fetches as much
 
     @compiler().function
     def begin(one: Any, two: Any, three: Any, four: Any, stride: Any, more: Any) -> None:
@@ -86,53 +82,38 @@ def multiplier(kind: str, panel_row: int) -> Any:
         put3(four, stride)
 
     @compiler().function
-    def upper(x: Any, stride: Any, panel: Any) -> None:
-        """Of the upper rows and the first two tiles of columns."""
-        top(x, stride)
-        left(panel, panel_row)
-        top_left()
-        right(panel + of_columns, panel_row)
-        top_right()
-
-    @compiler().function
     def few(x: Any, stride: Any, panel: Any, steps: Any, out: Any, out_stride: Any, more: Any) -> None:
-        two, three, four = out + of_columns, out + 2 * of_columns, out + 3 * of_columns
+        two, three, four = out + _BYTES, out + 2 * _BYTES, out + 3 * _BYTES
         begin(out, two, three, four, out_stride, more)
         for k in range(steps):
-            at = panel + k * k_bytes
-            upper(x + k * _BYTES, stride, at)
-            left(at + 2 * of_columns, panel_row)
-            top_third()
-            right(at + 3 * of_columns, panel_row)
-            top_fourth()
+            step_of_few(x + k * x_bytes, stride, panel + k * k_bytes)
         end(out, two, three, four, out_stride)
 
     @compiler().function
     def many(
         x: Any, stride: Any, panel: Any, steps: Any, out: Any, out_stride: Any, more: Any, wanted: Any, portions: Any
     ) -> None:
-        lower, lower_out = x + SIDE * stride, out + SIDE * out_stride
-        begin(out, out + of_columns, lower_out, lower_out + of_columns, out_stride, more)
+        lower = out + SIDE * out_stride
+        begin(out, out + _BYTES, lower, lower + _BYTES, out_stride, more)
         for k in range(steps):
-            at = panel + k * k_bytes
-            upper(x + k * _BYTES, stride, at)
-            bottom(lower + k * _BYTES, stride)
-            bottom_left()
-            bottom_right()
-            for portion in range(portions):
-                for line in range(SIDE // 2):
-                    fetch(wanted + ((k * portions + portion) * SIDE // 2 + line) * _BYTES)
-        end(out, out + of_columns, lower_out, lower_out + of_columns, out_stride)
+            at, panel_at, ahead = x + k * x_bytes, panel + k * k_bytes, wanted + k * portions * a_portion
+            if portions > 0:
+                fetching_step(at, stride, panel_at, ahead, ahead + (a_portion if portions > 1 else 0))
+            else:
+                step_of_many(at, stride, panel_at)
+            for line in range(2 * a_portion, portions * a_portion, _BYTES):
+                fetch(ahead + line)
+        end(out, out + _BYTES, lower, lower + _BYTES, out_stride)
 
     @compiler().function
     def multiply(
         rows: Any, x: Any, stride: Any, panel: Any, columns: Any, groups: Any, out: Any, out_stride: Any, more: Any,
         wanted: Any, at_once: Any,
     ) -> None:  # fmt: skip
-        whole = groups // SIDE
+        whole = groups // at_a_time
         # Whole steps, then what is left over in one with smaller tiles.
-        for start in range(0, groups, max(whole, 1) * SIDE):
-            steps, each = (whole, SIDE) if start + SIDE <= groups else (1, groups - start)
+        for start in range(0, groups, max(whole, 1) * at_a_time):
+            steps, each = (whole, SIDE) if start + at_a_time <= groups else (1, groups - start)
             configure(shapes.ctypes.data + ((rows - 1) * SIDE + each - 1) * 64)
             portions = at_once // _BYTES if start == 0 else 0
             a, b, go_on = x + start * 4, panel + start * panel_row, more or start > 0
@@ -140,7 +121,7 @@ def multiplier(kind: str, panel_row: int) -> Any:
                 few(a, stride, b, steps, out, out_stride, go_on)
             else:
                 for half in range(2 if columns > 2 * SIDE else 1):
-                    at = half * 2 * of_columns
+                    at = half * 2 * _BYTES
                     many(
                         a, stride, b + at, steps, out + at, out_stride, go_on,
                         wanted + half * portions * groups // 2 * _BYTES, portions,
@@ -166,19 +147,84 @@ def _shapes() -> bytearray:
     return found
 
 
+def _step(kind: str, panel_row: int, rows: int, fetches: bool = False) -> Any:
+    """For compiled loops: all products of `SIDE` groups, or of their parts, with 4 tiles of sums, in so many rows.
+
+    Arguments: address of x, and bytes from row to row; address of the panel's groups; then, if something is to be
+    fetched, two addresses where as many lines of the cache are as half of the groups or parts: one by one between
+    products, for tiles wait while many are on their way. Sums of one tile are never added to twice in a row, as the
+    second would wait for the first.
+    """
+    numba, ir = import_module("numba"), import_module("llvmlite.ir")
+    products, columns = PRODUCTS[KINDS[kind].parts], 4 // rows
+    lines = KINDS[kind].parts * SIDE // 2
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        (x, stride, panel), wanted = given[:3], given[3:]
+        between, i8 = ir.Constant(stride.type, panel_row), ir.IntType(8)
+
+        def call(name: str, tiles: tuple[int, ...], *numbers: Any) -> None:
+            builder.call(_instruction(builder, name, len(tiles), len(numbers)), [
+                *(ir.Constant(i8, tile) for tile in tiles),
+                *(builder.inttoptr(each, i8.as_pointer()) if n == 0 else each for n, each in enumerate(numbers)),
+            ])  # fmt: skip
+
+        def behind(start: Any, offset: Any) -> Any:
+            return builder.add(start, offset if isinstance(offset, ir.Value) else ir.Constant(start.type, offset))
+
+        def multiply(tile: int, of_x: int, of_columns: int) -> None:
+            call(_INSTRUCTIONS[kind], (tile, of_x, of_columns))
+            done.append(tile)
+            of_all = 4 * len(products)
+            for line in range(lines * (len(done) - 1) // of_all, lines * len(done) // of_all):
+                for each in wanted:
+                    fetch_line(builder, behind(each, line * _BYTES), for_writing=False)
+
+        done: list[int] = []
+        there: tuple[int, int] | None = None  # the parts in the tiles
+        for of_x, of_columns in products:
+            at = behind(panel, of_columns * SIDE * panel_row)
+            for row in range(rows):
+                if there is None or there[0] != of_x:
+                    lower = builder.mul(stride, ir.Constant(stride.type, row * SIDE))
+                    call("tileloadd64", (_OF_X[row],), behind(behind(x, lower), of_x * _BYTES), stride)
+                for column in range(columns):
+                    tile = _OF_COLUMNS[column % 2]
+                    if rows == 1 or (row == 0 and (there is None or there[1] != of_columns)):
+                        call("tileloadd64", (tile,), behind(at, column * _BYTES), between)
+                    multiply(row * columns + column, _OF_X[row], tile)
+            there = of_x, of_columns
+        return context.get_dummy_value()
+
+    def step(context: Any, x: Any, stride: Any, panel: Any) -> Any:
+        return numba.void(*[numba.int64] * 3), generate
+
+    def fetching(context: Any, x: Any, stride: Any, panel: Any, wanted: Any, too: Any) -> Any:
+        return numba.void(*[numba.int64] * 5), generate
+
+    return import_module("numba.extending").intrinsic(fetching if fetches else step)
+
+
+def _instruction(builder: Any, name: str, tiles: int, integers: int) -> Any:
+    """LLVM's own function for it, declared once in a module."""
+    ir = import_module("llvmlite.ir")
+    i8, i64, full_name = ir.IntType(8), ir.IntType(64), f"llvm.x86.{name}"
+    found = builder.module.globals.get(full_name)
+    if found is None:
+        types = [i8] * tiles + [i8.as_pointer(), i64][:integers]
+        found = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), types), full_name)
+    return found
+
+
 def _operation(name: str, integers: int, *tiles: int) -> Any:
     """For compiled loops: an instruction on these tiles, of an address and, if two are given, bytes between rows."""
     numba, ir = import_module("numba"), import_module("llvmlite.ir")
-    i8, i64 = ir.IntType(8), ir.IntType(64)
-    types = [i8] * len(tiles) + [i8.as_pointer(), i64][:integers]
-    full_name = f"llvm.x86.{name}"
+    i8 = ir.IntType(8)
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        found = builder.module.globals.get(full_name)
-        if found is None:
-            found = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), types), full_name)
         numbers = [builder.inttoptr(each, i8.as_pointer()) if n == 0 else each for n, each in enumerate(given)]
-        builder.call(found, [*(ir.Constant(i8, tile) for tile in tiles), *numbers])
+        function = _instruction(builder, name, len(tiles), len(numbers))
+        builder.call(function, [*(ir.Constant(i8, tile) for tile in tiles), *numbers])
         return context.get_dummy_value()
 
     def nothing(context: Any) -> Any:

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from ulmfit.nn import matrix_tiles
+from ulmfit.nn.kinds import KINDS
 from ulmfit.nn.processor import cpu_has_avx512
 from ulmfit.nn.vectors import compiler
 
@@ -25,15 +26,17 @@ _ROWS = 6
 MOST_ROWS = max(_ROWS, matrix_tiles.ROWS)  # of a tile of any kind
 COLUMNS = LANES * _VECTORS  # of a tile
 PANEL_ROW = 4 * COLUMNS  # bytes: the neighbours of each column
-NEIGHBOURS = {"fp32": 1, "bf16": 2, "int8": 4}  # that are multiplied at once
-_BLOCK = 512  # groups of a panel that are multiplied with all rows: they and the next ones stay in a core's cache
-_ALIGNED = matrix_tiles.SIDE  # groups: all blocks but the last are whole steps of AMX
+NEIGHBOURS = {name: kind.neighbours for name, kind in KINDS.items()}  # that are multiplied at once
+# Groups of a panel that are multiplied with all rows: they and the next ones stay in a core's cache. Of numbers in
+# parts more, as each group takes part in more products.
+_BLOCK, _BLOCK_OF_PARTS = 512, 896
 GROUP = 4  # bytes of x that are multiplied at once
 _HOOK = 6  # arguments that a product's hooks are called with
 _TURN = 4  # groups between two jumps: a loop's own arithmetic takes the place of products
 _MULTIPLY = {"fp32": "vfmadd231ps", "bf16": "vdpbf16ps", "int8": "vpdpbusd"}  # of 8-bit factors the 2nd is unsigned
 _EVERYWHERE = {"fp32": "vbroadcastss", "bf16": "vpbroadcastd", "int8": "vpbroadcastd"}
 LINE = 64  # bytes that are fetched at once
+PART = matrix_tiles.SIDE * PANEL_ROW  # bytes of a panel from one part of some numbers to the next
 
 
 def rows_of(kind: str) -> int:
@@ -118,18 +121,24 @@ def product(kind: str) -> Any:
     Weights are multiplied with all rows in blocks, while the block after them is fetched: they come from memory.
     """
     multiply, call, of_tile, whole_tiles = multiplier(kind), _call(), rows_of(kind), matrix_tiles.multiplies(kind)
+    of_block = _BLOCK if KINDS[kind].parts == 1 else _BLOCK_OF_PARTS
+    aligned = matrix_tiles.SIDE * KINDS[kind].parts  # groups: all blocks but the last are whole steps of AMX
 
     @compiler().function
     def edge(groups: Any, block: Any, blocks: Any) -> Any:
         """Where a block begins."""
-        return groups if block >= blocks else groups * block // blocks // _ALIGNED * _ALIGNED
+        return groups if block >= blocks else groups * block // blocks // aligned * aligned
 
     def part(
         rows: Any, x: Any, stride: Any, packed: Any, groups: Any, used: Any, together: Any, start: Any, units: Any,
         columns: Any, out: Any, row_bytes: Any, unit_bytes: Any, finish: Any, soon: Any, given: Any, time: Any,
         thread: Any, threads: Any,
     ) -> None:  # fmt: skip
-        count, panel_bytes, blocks = (rows + of_tile - 1) // of_tile, groups * PANEL_ROW, (used + _BLOCK - 1) // _BLOCK
+        count, panel_bytes, blocks = (
+            (rows + of_tile - 1) // of_tile,
+            groups * PANEL_ROW,
+            (used + of_block - 1) // of_block,
+        )
         tasks = (units - start) * count
         task, stop = tasks * thread // threads, tasks * (thread + 1) // threads
         begin = start + task // count

@@ -8,8 +8,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from ulmfit.nn.kinds import KINDS
 from ulmfit.nn.lanes import Lanes, of_addresses
-from ulmfit.nn.register_tiles import COLUMNS, LANES
+from ulmfit.nn.register_tiles import COLUMNS, LANES, PART
 
 LOWEST = -1e30  # less than any logit; differences of two such numbers are numbers
 
@@ -86,8 +87,9 @@ def gradients(kind: str) -> Any:
 
     Arguments: `exponentials` (C,) of the one and of the other row, and what each is worth there; probabilities (C,) of
     both in numbers of `kind`, and beside each other, all filled in; bias (C,), to which they are added. Of "fp32" there
-    is one row; what is beside another may take its powers' place.
+    is one row; what is beside another may take its powers' place. Parts of pairs are a step of a tile apart.
     """
+    pairs, parts = KINDS[kind].neighbours > 1, KINDS[kind].parts
 
     def generate(
         builder: Any, one: Any, other: Any, worth: Any, of_other: Any, out: Any, other_out: Any, both: Any, bias: Any
@@ -95,17 +97,16 @@ def gradients(kind: str) -> Any:
         v = Lanes(builder, LANES)
         rows = [(one, v.everywhere(worth)), (other, v.everywhere(of_other))]
         for n in range(COLUMNS // LANES):
-            found = [builder.fmul(v.load(at, n), share) for at, share in (rows if kind == "bf16" else rows[:1])]
+            found = [builder.fmul(v.load(at, n), share) for at, share in (rows if pairs else rows[:1])]
             total = v.load(bias, n)
             for each in found:
                 total = builder.fadd(total, each)
             v.store(total, bias, n)
-            if kind == "bf16":
-                v.store_halves(found[0], out, n)
-                v.store_halves(found[1], other_out, n)
-                v.store_pairs(found[0], found[1], both, n, past_caches=True)
+            for each, at in zip(found, (out, other_out), strict=False):
+                v.store_as(kind, each, at, n)
+            if pairs:
+                v.store_pairs(found[0], found[1], parts, both, PART, n)
             else:
-                v.store(found[0], out, n)
                 v.store(found[0], both, n)
 
     return of_addresses(8, generate)

@@ -13,29 +13,31 @@ from typing import Any
 from ulmfit.nn import openmp
 from ulmfit.nn.fused_loops import fetching
 from ulmfit.nn.kept_loops import kept
+from ulmfit.nn.kinds import KINDS, RUN
 from ulmfit.nn.register_tiles import (
     COLUMNS,
     GROUP,
     LANES,
     MOST_ROWS,
-    NEIGHBOURS,
     PANEL_ROW,
+    PART,
     hook,
     multiplier,
     product,
     rows_of,
 )
 from ulmfit.nn.softmax_cells import LOWEST, exponentials, gradients, merge, shares, whole
+from ulmfit.nn.turned_gates import group_of
 from ulmfit.nn.vectors import compiler
 
-SCRATCH = MOST_ROWS * COLUMNS  # numbers that a thread works with
+SCRATCH = (4 + MOST_ROWS + 1) * COLUMNS  # numbers that a thread works with
 _ARGUMENTS = 24
 _PAIRS_AT_ONCE = 16  # of rows, or rows where one is multiplied at once
 
 
 @cache
 def entry(kind: str) -> int:
-    """Address of the loop, for numbers of `kind`, "fp32" or "bf16".
+    """Address of the loop, for numbers of `kind`, one of `KINDS` but "int8".
 
     Raises:
         Exception: of many kinds, where Numba does not work, or torch has no OpenMP that it could use.
@@ -44,12 +46,13 @@ def entry(kind: str) -> int:
 
 
 def _cross_entropy(kind: str) -> int:
-    c, numbers, neighbours = compiler(), compiler().numbers[kind], NEIGHBOURS[kind]
+    c, numbers, group_at = compiler(), compiler().numbers[kind], group_of(kind)
+    neighbours, _, size_of, run, _ = KINDS[kind]
+    place_of, put = numbers.place, numbers.put
     multiply, multiply_all, ask = multiplier(kind), product(kind), fetching()
     powers, merged, of_all, worth, of_panel = exponentials(), merge(), whole(), shares(), gradients(kind)
     most_rows = rows_of(kind)
     floats, integers, longs, address = c.floats, c.integers, c.longs, c.address
-    of_kind, narrow, size_of = numbers.at, numbers.narrow, numbers.size
     f32, i64, carray = c.numba.float32, c.numba.int64, c.numba.carray
     one, lowest = f32(1), f32(LOWEST)
     number, count, barrier = openmp.team()
@@ -95,9 +98,10 @@ def _cross_entropy(kind: str) -> int:
         thread, threads = i64(number()), i64(count())
         parts, part_bytes, targets = a[21], a[22], integers(a[11], rows)
         scratch, of_bias = a[23] + thread * SCRATCH * 4, a[18] + thread * panels * PANEL_ROW
-        of_nobody, panel_of_nobody, state, nothing = (
-            scratch, scratch + PANEL_ROW, scratch + 2 * PANEL_ROW, scratch + 3 * PANEL_ROW
+        of_nobody, state, nothing, panel_of_nobody = (
+            scratch, scratch + 2 * PANEL_ROW, scratch + 3 * PANEL_ROW, scratch + 4 * PANEL_ROW
         )  # fmt: skip
+        row_groups = (rows + run - 1) // run * run * size_of // 4
         multiply_all(
             rows, x, x_stride, forward, groups, groups, 1, 0, panels, panels * COLUMNS, logits, PANEL_ROW,
             rows * PANEL_ROW, finish_at, 0, at_a, 0, thread, threads,
@@ -121,7 +125,7 @@ def _cross_entropy(kind: str) -> int:
                         if r + 1 >= rows:  # beside the last of an odd number are zeros
                             other, of_other, other_worths = r, of_nobody, nothing
                         if of_weight or neighbours == 1:
-                            beside = packed + (panel * pairs + p) * PANEL_ROW
+                            beside = packed + (panel * row_groups + group_at(r)) * PANEL_ROW
                         of_panel(
                             line + r * PANEL_ROW, line + other * PANEL_ROW, worths, other_worths, of_line + r * stride,
                             of_other, beside, of_bias + panel * PANEL_ROW,
@@ -129,21 +133,21 @@ def _cross_entropy(kind: str) -> int:
                 for r in range(begin, end):
                     target = targets[r]
                     panel, place = target // COLUMNS, target % COLUMNS
-                    of_row = of_kind(grads + r * stride, vocab)
+                    at = grads + r * stride + place_of(target)
                     if neighbours > 1:  # not rounded before one is taken away
                         powers_of_row = floats(logits + (panel * rows + r) * PANEL_ROW, COLUMNS)
                         worths_of_row = floats(parts + (2 * r + 1) * part_bytes, panels)
-                        of_row[target] = narrow(powers_of_row[place] * worths_of_row[panel] - one)
+                        gradient = powers_of_row[place] * worths_of_row[panel] - one
                     else:
-                        of_row[target] -= one
+                        gradient = floats(at, 1)[0] - one
+                    put(gradient, at, RUN * 2)
                     if of_weight:
-                        p = r // neighbours
-                        at = packed + (panel * pairs + p) * PANEL_ROW
-                        of_kind(at, COLUMNS * neighbours)[place * neighbours + r - neighbours * p] = of_row[target]
+                        of_pair = packed + (panel * row_groups + group_at(r)) * PANEL_ROW + place * 4
+                        put(gradient, of_pair + r % neighbours * (4 // neighbours), PART)
                     floats(of_bias, vocab)[target] -= one
         barrier()
         if of_hidden:
-            all_groups = (vocab + neighbours - 1) // neighbours
+            all_groups = (vocab + run - 1) // run * run * size_of // 4
             multiply_all(
                 rows, grads, stride, back, all_groups, all_groups, of_size, 0, 1, size, of_hidden, of_size * PANEL_ROW,
                 PANEL_ROW, 0, 0, 0, 0, thread, threads,
@@ -159,8 +163,8 @@ def _cross_entropy(kind: str) -> int:
                     ask(of_weight + (r * panels + panel) * PANEL_ROW, PANEL_ROW)
                 multiply(
                     bottom - top, turned + top * turned_stride, turned_stride, GROUP,
-                    packed + panel * pairs * PANEL_ROW, COLUMNS, pairs, of_weight + (top * panels + panel) * PANEL_ROW,
-                    panels * PANEL_ROW, more, packed, 0,
+                    packed + panel * row_groups * PANEL_ROW, COLUMNS, row_groups,
+                    of_weight + (top * panels + panel) * PANEL_ROW, panels * PANEL_ROW, more, packed, 0,
                 )  # fmt: skip
 
     return cross_entropy

@@ -11,6 +11,8 @@ from typing import Any
 
 from ulmfit import native
 from ulmfit.nn import openmp
+from ulmfit.nn.kinds import KINDS, RUN
+from ulmfit.nn.lanes import Lanes, of_addresses
 
 log = logging.getLogger("ulmfit")
 
@@ -22,19 +24,18 @@ Decorator = Callable[[Callable[..., Any]], Any]
 
 @dataclass(frozen=True)
 class Numbers:
-    """How numbers of one type are read and written by compiled loops, that compute in float32.
+    """How numbers of one kind (`kinds`) are written by compiled loops, that compute in float32.
 
     Attributes:
         size: bytes of one.
-        at: (address, count) -> array of them, bfloat16 as its bits.
-        wide, narrow: one of them <-> float32; rounded to the nearest, ties to even.
-        convert: (count, address of float32, address of them) -> nothing; rounds all.
+        place: (how manieth number of a row) -> bytes before it, or before its first part.
+        put: (float32, address, bytes from part to part) -> nothing; rounds to the nearest, ties to even.
+        convert: (count, address of float32, address of a row) -> nothing.
     """
 
     size: int
-    at: Any
-    wide: Any
-    narrow: Any
+    place: Any
+    put: Any
     convert: Any
 
 
@@ -51,7 +52,7 @@ class Compiler:
         longs: (address, count) -> array of int64.
         floats, halves, words: (address, count) -> array of float32, of uint16 (bfloat16's bits), of uint32.
         integers, bytes_: the same of int32 and int8.
-        numbers: "fp32" and "bf16": numbers of that type.
+        numbers: by kind, but "int8".
         as_bits, as_float: a float32 <-> its bits.
     """
 
@@ -146,34 +147,48 @@ def compiler() -> Compiler:
         return carray(pointer(address, i8), count)
 
     @function
-    def wide(bits: Any) -> Any:
-        return as_float(u32(bits) << u32(16))
-
-    @function
-    def narrow(x: Any) -> Any:
-        bits = as_bits(x)
-        return u16((bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1))) >> u32(16))
-
-    @function
-    def convert(n: Any, numbers_at: Any, out_at: Any) -> None:
-        numbers, out = floats(numbers_at, n), halves(out_at, n)
-        for j in range(n):
-            out[j] = narrow(numbers[j])
-
-    @function
-    def same(x: Any) -> Any:
-        return x
-
-    @function
     def copy(n: Any, numbers_at: Any, out_at: Any) -> None:
         numbers, out = floats(numbers_at, n), floats(out_at, n)
         for j in range(n):
             out[j] = numbers[j]
 
-    numbers = {
-        "fp32": Numbers(4, floats, same, same, copy),
-        "bf16": Numbers(2, halves, wide, narrow, convert),
-    }
+    @function
+    def put_float(x: Any, at: Any, between: Any) -> None:
+        floats(at, 1)[0] = x
+
+    @function
+    def place_of_float(n: Any) -> Any:
+        return n * 4
+
+    def in_parts(kind: str) -> Numbers:
+        size, parts, lanes = KINDS[kind].size, KINDS[kind].parts, 16
+        many = of_addresses(2, lambda builder, x, out: (v := Lanes(builder, lanes)).store_as(kind, v.load(x), out))
+
+        @function
+        def place(n: Any) -> Any:
+            return n // RUN * (RUN * size) + n % RUN * 2
+
+        @function
+        def put(x: Any, at: Any, between: Any) -> None:
+            for part in range(parts):
+                bits = as_bits(x)
+                bits = u32((bits + u32(0x7FFF) + ((bits >> u32(16)) & u32(1))) & u32(0xFFFF0000))
+                halves(at + part * between, 1)[0] = u16(bits >> u32(16))
+                x = x - as_float(bits)
+
+        @function
+        def convert(n: Any, numbers_at: Any, out_at: Any) -> None:
+            filled = n // lanes * lanes
+            for j in range(0, filled, lanes):
+                many(numbers_at + j * 4, out_at + place(j))
+            numbers = floats(numbers_at, n)
+            for j in range(filled, n):
+                put(numbers[j], out_at + place(j), RUN * 2)
+
+        return Numbers(size, place, put, convert)
+
+    numbers = {kind: in_parts(kind) for kind in KINDS if kind not in ("fp32", "int8")}
+    numbers["fp32"] = Numbers(4, place_of_float, put_float, copy)
     return Compiler(
         numba, function, by_address, entry, address, longs, floats, halves, words, integers, bytes_, numbers, as_bits,
         as_float,

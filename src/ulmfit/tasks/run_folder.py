@@ -30,7 +30,7 @@ WITHOUT_EFFECT = ("runs", "cache", "debug", "logger", "seed", "publish")
 # Fingerprints of the texts and of the parent stand for these: on another machine the same files lie elsewhere.
 PLACES = ("path", "train", "valid", "test", "unlabelled")
 WITHOUT_EFFECT_OF_DATASET = (*PLACES, "licence", "max_document_chars")
-TRAINER_WITH_EFFECT = ("precision", "devices", "num_nodes")
+TRAINER_WITH_EFFECT = ("precision", "matmul_precision", "devices", "num_nodes")
 
 
 _MOST_FIGURES, _MOST_SETTINGS = 256 << 20, 1 << 20  # bytes of a file
@@ -39,7 +39,8 @@ _MOST_FIGURES, _MOST_SETTINGS = 256 << 20, 1 << 20  # bytes of a file
 def relevant(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide a run's result, apart from the seed and from what fingerprints say better."""
     settings = {name: value for name, value in asdict(config).items() if name not in WITHOUT_EFFECT}
-    settings["trainer"] = {name: settings["trainer"][name] for name in TRAINER_WITH_EFFECT}
+    trainer = settings["trainer"]
+    settings["trainer"] = {name: trainer[name] for name in TRAINER_WITH_EFFECT if trainer[name] is not None}
     settings["dataset"] = {n: v for n, v in settings["dataset"].items() if n not in WITHOUT_EFFECT_OF_DATASET}
     del settings["init"]
     if config.stage.name == "classifier":

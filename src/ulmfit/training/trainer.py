@@ -194,6 +194,8 @@ def bare_trainer(
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.matmul_precision:
+        torch.set_float32_matmul_precision(config.matmul_precision)
     gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     gpus["gpu"] = any(gpus.values())
     if not gpus.get(config.accelerator, True):
