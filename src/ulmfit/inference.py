@@ -112,6 +112,8 @@ class Predictor:
         done = 0
         for bundle, model, order in self._members:
             documents = TokenCache.from_texts(texts, bundle.tokenizer, threads=torch.get_num_threads())
+            if self._networks_stay:
+                reduced.compile_for(model.encoder, len(documents.tokens))
             at_a_time = tokens_at_a_time or reduced.tokens_at_a_time(model.encoder)
             batches = batches_to_read(documents, None, bundle.info.direction, model.bptt, batch_size, at_a_time)
             for index, values in self._read(model, batches):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +52,12 @@ class AWDLSTM(nn.Module):
         self.embedding = nn.Embedding(architecture.vocab_size, architecture.embedding_dim)
         self.rnns = nn.ModuleList(nn.LSTM(i, h, batch_first=True) for i, h in architecture.layer_sizes())
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        self.twins: tuple[CompiledLSTM, ...] = ()  # of the layers, for batches of documents (`reduced.compile_for`)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> AWDLSTM:
+        self.twins = ()  # weights are of another type or device now
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def rate(self, kind: str) -> float:
         """Dropout rate of `kind` (input, hidden, output, embedding, weight) after scaling; zero in eval mode."""
@@ -120,8 +128,13 @@ class AWDLSTM(nn.Module):
 
     @property
     def compiled_layers(self) -> list[CompiledLSTM]:
-        """The layers if they are compiled loops, which also read a whole batch of documents; else none."""
+        """The layers if they are compiled loops; else none."""
         return [rnn for rnn in self.rnns if isinstance(rnn, CompiledLSTM)]
+
+    @property
+    def document_layers(self) -> list[CompiledLSTM]:
+        """Compiled loops, if there are such, that read a whole batch of documents."""
+        return self.compiled_layers or list(self.twins)
 
     def layers(self) -> list[nn.Module]:
         """[embedding, rnn 0, ..., rnn N-1], lowest first."""

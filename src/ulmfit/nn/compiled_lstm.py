@@ -1,4 +1,4 @@
-"""LSTM layers at work in bfloat16 or with 8-bit factors as compiled loops; needs the extra `fast` and AVX-512.
+"""LSTM layers at work as compiled loops: in bfloat16, in parts of it, or with 8-bit factors. Need AVX-512 and Numba.
 
 B texts, T steps, N rows of all steps together, I inputs, H cells. What comes out for a text is the same to the last
 bit in any batch.
@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ulmfit.nn import openmp, reading_loops
+from ulmfit.nn import matrix_tiles, openmp, reading_loops
 from ulmfit.nn.intrinsics import CELLS
+from ulmfit.nn.kinds import KINDS, groups_of
 from ulmfit.nn.prefix_tree import PrefixTree, prefix_tree
 from ulmfit.nn.processor import cpu_multiplies_bfloat16
 from ulmfit.nn.reading_loops import AHEAD, SCRATCH
@@ -28,8 +29,8 @@ _ROWS_A_CALL = 8192  # bounds the memory that reading long documents takes
 
 @cache
 def is_available(kind: str) -> bool:
-    """Whether layers of this kind, "bf16" or "int8", can be had, and are faster than torch's."""
-    if not cpu_multiplies_bfloat16():
+    """Whether layers of this kind can be had, and are faster than torch's."""
+    if not (matrix_tiles.multiplies(kind) if KINDS[kind].parts > 1 else cpu_multiplies_bfloat16()):
         return False
     return compiles(lambda: reading_loops.layer(kind))
 
@@ -43,13 +44,32 @@ class CompiledLSTM(nn.Module):
     def __init__(self, rnn: nn.LSTM) -> None:
         super().__init__()
         self.width, self.hidden_size = rnn.input_size, rnn.hidden_size
-        self.row = _filled(rnn.hidden_size)
-        self.groups = [_filled(n) // NEIGHBOURS[self.kind] for n in (self.width, self.hidden_size)]
+        self.row = self._filled(rnn.hidden_size)
+        self.groups = [groups_of(self.kind, self._filled(n)) for n in (self.width, self.hidden_size)]
         bias = (rnn.get_parameter("bias_ih_l0") + rnn.get_parameter("bias_hh_l0")).detach().float()
         products = [self._reduced(rnn.get_parameter(name).detach()) for name in ("weight_ih_l0", "weight_hh_l0")]
-        self._weights = [_laid_out(weight, self.kind) for weight, _ in products]
+        self._weights = [self._laid_out(weight) for weight, _ in products]
         factors = torch.stack([*(unit for _, unit in products), bias], 1)  # (4 H, 3)
-        self._factors = _in_panels(factors).transpose(1, 2).contiguous()
+        self._factors = self._in_panels(factors).transpose(1, 2).contiguous()
+
+    def _filled(self, numbers: int) -> int:
+        """How many there are in a row of registers, and of whole runs, that hold so many."""
+        block = max(CELLS, KINDS[self.kind].run)
+        return -(-numbers // block) * block
+
+    def _in_panels(self, columns: Tensor) -> Tensor:
+        """(4 H, n), gate by gate -> (panels, `COLUMNS`, n) of all gates of `CELLS` cells, with zeros to fill them."""
+        gates = columns.reshape(4, self.hidden_size, -1)
+        gates = F.pad(gates, (0, 0, 0, self.row - self.hidden_size))
+        return gates.view(4, -1, CELLS, gates.size(2)).transpose(0, 1).reshape(-1, COLUMNS, gates.size(2))
+
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        """(4 H, I) -> (panels, groups, columns, neighbours), with zeros for what is not there."""
+        padded = F.pad(self._in_panels(weight), (0, self._filled(weight.size(1)) - weight.size(1)))
+        panels, columns, _ = padded.shape
+        parts = in_parts(padded, self.kind)  # (panels, columns, runs, parts, run)
+        grouped = parts.view(panels, columns, -1, NEIGHBOURS[self.kind])
+        return grouped.transpose(1, 2).contiguous()
 
     def _reduced(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """(4 H, I) -> the same in numbers that are multiplied, and (4 H,) what their unit is worth."""
@@ -71,6 +91,21 @@ class CompiledBFloat16LSTM(CompiledLSTM):
 
     def _reduced(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return weight.bfloat16(), torch.ones(len(weight))
+
+
+class CompiledPartsLSTM(CompiledLSTM):
+    """Weights, inputs and states in bfloat16, three of which add up to a float32 (`kinds`): no less precise."""
+
+    kind, number = "bf16x6", torch.bfloat16
+
+    def _reduced(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weight.float(), torch.ones(len(weight))
+
+
+class CompiledTwoPartsLSTM(CompiledPartsLSTM):
+    """Two of which do, but for the last 8 of 24 bits: less precise, and faster."""
+
+    kind = "bf16x3"
 
 
 class CompiledInt8LSTM(CompiledLSTM):
@@ -95,7 +130,7 @@ def read(layers: Sequence[CompiledLSTM], table: Tensor, tokens: Tensor, state: S
         raise ValueError(f"{rows} rows of {steps} steps, expected some")
     last, after = _read(layers, table, tokens.t().reshape(-1).int(), _all_go_on(rows, steps), before, True, None)
     output, size = last.view(steps, rows, -1).transpose(0, 1), layers[-1].hidden_size
-    number = torch.float32 if layers[-1].kind == "int8" else layers[-1].number
+    number = torch.bfloat16 if layers[-1].kind == "bf16" else torch.float32
     return output[..., :size].to(number), [
         (h[None, :, : layer.hidden_size].to(number), c[None, :, : layer.hidden_size])
         for layer, (h, c) in zip(layers, after, strict=True)
@@ -178,7 +213,7 @@ def _read(
 ) -> tuple[Tensor, State]:
     """States (N, H) of the last layer, or if it keeps none, of the last step; and the new state, two (B, H) a layer."""
     nodes, count, kind = len(tokens), len(steps.starts) - 1, layers[0].kind
-    table = table.to(torch.float32 if kind == "int8" else torch.bfloat16).contiguous()
+    table = table.to(torch.bfloat16 if kind == "bf16" else torch.float32).contiguous()
     if kind == "bf16" and table.size(1) % CELLS:  # rows that fill registers, of those that are read alone
         table, tokens = F.pad(table[tokens], (0, -table.size(1) % CELLS)), torch.arange(nodes, dtype=torch.int32)
     x = torch.empty(nodes, layers[0].groups[0], NEIGHBOURS[kind], dtype=layers[0].number)
@@ -212,20 +247,12 @@ def _read(
     return states, new
 
 
-def _filled(numbers: int) -> int:
-    """How many there are in a row of registers that hold so many."""
-    return -(-numbers // CELLS) * CELLS
-
-
-def _in_panels(columns: Tensor) -> Tensor:
-    """(4 H, n), gate by gate -> (panels, `COLUMNS`, n) of all gates of `CELLS` cells, with zeros to fill them."""
-    size = len(columns) // 4
-    gates = columns.reshape(4, size, -1)
-    gates = F.pad(gates, (0, 0, 0, _filled(size) - size))
-    return gates.view(4, -1, CELLS, gates.size(2)).transpose(0, 1).reshape(-1, COLUMNS, gates.size(2))
-
-
-def _laid_out(weight: Tensor, kind: str) -> Tensor:
-    """(4 H, I) -> (panels, groups, columns, neighbours), with zeros for what is not there."""
-    padded = F.pad(_in_panels(weight), (0, _filled(weight.size(1)) - weight.size(1)))
-    return padded.view(*padded.shape[:2], -1, NEIGHBOURS[kind]).transpose(1, 2).contiguous()
+def in_parts(numbers: Tensor, kind: str) -> Tensor:
+    """(..., whole runs) -> (..., runs, parts, run) of numbers in parts; of others, what is given."""
+    if KINDS[kind].parts == 1:
+        return numbers
+    rest, found = numbers.float().unflatten(-1, (-1, KINDS[kind].run)), []
+    for _ in range(KINDS[kind].parts):
+        found.append(rest.bfloat16())
+        rest = rest - found[-1].float()
+    return torch.stack(found, -2)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ulmfit.nn import fused_lstm, matrix_tiles
+from ulmfit.nn import fused_lstm
+from ulmfit.nn.matrix_tiles import kind_of_floats
 from ulmfit.nn.processor import cpu_casts_to_bfloat16, cpu_has_avx2, cpu_multiplies_bfloat16
 from ulmfit.nn.vectors import LEAST_SIZE_TO_COMPILE
 
@@ -49,17 +50,6 @@ def kind_on(device: torch.device, bfloat16: bool, floats: bool) -> str | None:
     if bfloat16:
         return "bf16" if cpu_casts_to_bfloat16() and cpu_multiplies_bfloat16() else None
     return kind_of_floats() if floats and cpu_has_avx2() else None
-
-
-def kind_of_floats() -> str:
-    """The kind that float32 is multiplied as.
-
-    Tiles multiply numbers in three parts faster than vectors multiply float32, and with smaller errors. With two they
-    are still faster, and as precise as `torch.set_float32_matmul_precision("high")` allows.
-    """
-    if not matrix_tiles.multiplies("bf16x6"):
-        return "fp32"
-    return "bf16x6" if torch.get_float32_matmul_precision() == "highest" else "bf16x3"
 
 
 def lstm(

@@ -22,11 +22,11 @@ def cell(kind: str) -> Any:
 
     Arguments, all addresses: the product of the inputs and that of the states, both (4, 16) of i, f, g and o; factors
     (3, 4, 16) of float32: what a unit of each product is worth, and the bias; cells (16,) before; cells (16,) after;
-    states (16,); states (16,) in bfloat16; of the inputs and of the states, what a unit of the text is worth, and
-    (int32) what the shift of the weights added to its sums.
+    states (16,); states (16,) as they are multiplied; of the inputs and of the states, what a unit of the text is
+    worth, and (int32) what the shift of the weights added to its sums.
 
-    In "bf16" sums are float32, there are no units, and all states are rounded to bfloat16. In "int8" sums are int32,
-    and states are not written in bfloat16.
+    In "int8" sums are int32, and states are only written as float32. Otherwise sums are float32, and there are no
+    units; in "bf16" all states are rounded to bfloat16.
     """
     numba = import_module("numba")
 
@@ -42,7 +42,7 @@ def cell(kind: str) -> Any:
 
         def gate(index: int) -> Any:
             bias = lanes.load(factors, 8 + index)
-            if kind == "bf16":
+            if kind != "int8":
                 return builder.fadd(builder.fadd(lanes.load(inputs, index), lanes.load(states, index)), bias)
             found = bias
             for part, sums in ((1, states), (0, inputs)):
@@ -63,8 +63,9 @@ def cell(kind: str) -> Any:
         lanes.store(cells, after)
         leave, new = builder.fadd(one, power(gate(3), -1)), power(cells, -2)
         state = builder.fdiv(builder.fsub(one, new), builder.fmul(leave, builder.fadd(one, new)))
+        if kind != "int8":
+            lanes.store_as(kind, state, reduced)
         if kind == "bf16":  # what is pooled or handed on is what is multiplied
-            lanes.store_as("bf16", state, reduced)
             state = lanes.wide(builder.lshr(lanes.rounded(state), lanes.whole_number(16)))
         lanes.store(state, out)
         return context.get_dummy_value()

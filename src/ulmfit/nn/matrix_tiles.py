@@ -38,6 +38,17 @@ def _is_allowed() -> bool:
     return bool(ask and ask())
 
 
+def kind_of_floats() -> str:
+    """The kind that float32 is multiplied as.
+
+    Tiles multiply numbers in three parts faster than vectors multiply float32, and with smaller errors. With two they
+    are still faster, and as precise as `torch.set_float32_matmul_precision("high")` allows.
+    """
+    if not multiplies("bf16x6"):
+        return "fp32"
+    return "bf16x6" if torch.get_float32_matmul_precision() == "highest" else "bf16x3"
+
+
 @cache
 def multiplier(kind: str, panel_row: int) -> Any:
     """As `register_tiles.multiplier`, for 1 to `ROWS` rows whose groups lie side by side, compiled into its callers.

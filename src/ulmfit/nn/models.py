@@ -147,7 +147,7 @@ class TextClassifier(nn.Module):
         at_work = not self.training and not torch.is_grad_enabled()
         if at_work and ends == [tokens.size(1)] and ends[0] <= self.longest_at_once:
             return self._pool_at_once(tokens)
-        compiled = self.encoder.compiled_layers
+        compiled = self.encoder.document_layers
         if at_work and compiled and 0 < max(ends, default=0) <= self.max_len:
             zero, steps = torch.zeros(()), sum(ends)
             features = compiled_lstm.pooled(compiled, self.encoder.embedding.weight, tokens, lengths)

@@ -14,6 +14,7 @@ from typing import Any
 from ulmfit.nn import intrinsics, openmp
 from ulmfit.nn.intrinsics import CELLS
 from ulmfit.nn.kept_loops import kept
+from ulmfit.nn.kinds import KINDS, RUN
 from ulmfit.nn.register_tiles import COLUMNS, MOST_ROWS, PANEL_ROW, plain_multiplier, rows_of
 from ulmfit.nn.vectors import compiler
 
@@ -25,7 +26,7 @@ _UNITS = 8  # bytes: what a unit of a row is worth, and what the shift of the we
 
 @cache
 def layer(kind: str) -> int:
-    """Address of the loop over all steps of a layer in "bf16" or "int8"."""
+    """Address of the loop over all steps of a layer of `kind`, one of `KINDS` but "fp32"."""
     return kept(f"reading-{kind}", lambda: {"layer": _layer(kind)})["layer"]
 
 
@@ -33,6 +34,7 @@ def _layer(kind: str) -> int:
     c, multiply, (take, reduce) = compiler(), plain_multiplier(kind), _rows(kind)
     cell, copy, pool, integer = intrinsics.cell(kind), intrinsics.copy(), intrinsics.pool(), intrinsics.integer()
     i64, carray, most_rows = c.numba.int64, c.numba.carray, rows_of(kind)
+    place_of = c.numbers["bf16" if kind == "int8" else kind].place  # (in int8 the cell writes nothing there)
     number, count, barrier = openmp.team()
 
     @c.function
@@ -104,7 +106,7 @@ def _layer(kind: str) -> int:
                     cell(
                         inputs + (r - low) * inputs_row, h_sums + (r - low) * PANEL_ROW, panel_factors,
                         cells + (old + parent) * row + place, cells + (new + r) * row + place,
-                        now + r * row + place, y + (node + r) * h_row + panel * 2 * CELLS,
+                        now + r * row + place, y + (node + r) * h_row + place_of(panel * CELLS),
                         x_units + (node + r) * _UNITS, h_units + r * _UNITS,
                     )  # fmt: skip
             barrier()
@@ -138,7 +140,8 @@ def _rows(kind: str) -> tuple[Any, Any]:
 
     Both are functions of n numbers at an address, where to, `stride` bytes with zeros behind them, and where units go.
     """
-    c, copy = compiler(), intrinsics.copy()
+    c, copy, run = compiler(), intrinsics.copy(), RUN * KINDS[kind].size
+    convert, words = c.numbers["bf16" if kind == "int8" else kind].convert, c.words
     floats, integers, bytes_, as_bits, as_float = c.floats, c.integers, c.bytes_, c.as_bits, c.as_float
     i8, i32, u32, f32 = c.numba.int8, c.numba.int32, c.numba.uint32, c.numba.float32
     floor = math.floor
@@ -172,7 +175,15 @@ def _rows(kind: str) -> tuple[Any, Any]:
         copy(stride, numbers_at, out_at)
 
     @c.function
+    def in_parts(n: Any, numbers_at: Any, out_at: Any, stride: Any, unit_at: Any) -> None:
+        filled = n // RUN * run
+        words(out_at + filled, (stride - filled) // 4)[:] = u32(0)
+        convert(n, numbers_at, out_at)
+
+    @c.function
     def nothing(n: Any, numbers_at: Any, out_at: Any, stride: Any, unit_at: Any) -> None:
         pass  # the cell has written them
 
-    return (taken, nothing) if kind == "bf16" else (quantise, quantise)
+    if kind == "int8":
+        return quantise, quantise
+    return taken if kind == "bf16" else in_parts, nothing

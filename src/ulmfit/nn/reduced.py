@@ -12,13 +12,16 @@ from ulmfit.config import TOKENS_AT_A_TIME
 from ulmfit.errors import UsageError, did_you_mean
 from ulmfit.nn import compiled_lstm
 from ulmfit.nn.awd_lstm import AWDLSTM
-from ulmfit.nn.packed import pack_weights
+from ulmfit.nn.compiled_lstm import CompiledPartsLSTM, CompiledTwoPartsLSTM
+from ulmfit.nn.matrix_tiles import kind_of_floats
+from ulmfit.nn.packed import PackedLSTM, pack_weights
 from ulmfit.nn.processor import cpu_has_tiles, cpu_multiplies_bfloat16, cpu_multiplies_int8
 from ulmfit.nn.vectors import LEAST_SIZE_TO_COMPILE
 
 PRECISIONS = ("32", "auto", "bf16", "int8")
 # Up to so many rows FBGEMM multiplies int8 faster than oneDNN, with tiles and without.
 _FEW_ROWS_WITH_TILES, _FEW_ROWS = 4, 32
+_WORTH_COMPILING = 10_000  # tokens: half a second of work on two cores, for weights that are laid out in a tenth
 
 
 def reduce_precision(encoder: AWDLSTM, precision: str) -> None:
@@ -57,6 +60,28 @@ def reduce_precision(encoder: AWDLSTM, precision: str) -> None:
             compiled_lstm.CompiledInt8LSTM if compiled and compiled_lstm.is_available("int8") else Int8LSTM,
         )
     pack_weights(encoder)
+
+
+def compile_for(encoder: AWDLSTM, tokens: int) -> None:
+    """Let `encoder`, whose weights stay from now on, read batches of documents in tiles, if `tokens` are enough.
+
+    That is for float32, in parts (`kinds`), on processors that have tiles. Single documents are read as before: as fast
+    as weights come from memory, and in parts these are longer.
+    """
+    kind, weight = kind_of_floats(), encoder.embedding.weight
+    apt = (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and encoder.architecture.hidden_dim >= LEAST_SIZE_TO_COMPILE
+        and all(isinstance(rnn, PackedLSTM) for rnn in encoder.rnns)
+    )
+    if tokens < _WORTH_COMPILING or not apt or kind == "fp32":
+        return
+    if encoder.twins and encoder.twins[0].kind == kind:
+        return
+    if compiled_lstm.is_available(kind):
+        layer = CompiledPartsLSTM if kind == "bf16x6" else CompiledTwoPartsLSTM
+        encoder.twins = tuple(layer(rnn.rnn) for rnn in encoder.rnns if isinstance(rnn, PackedLSTM))
 
 
 def _replace(encoder: AWDLSTM, layer: Callable[[nn.LSTM], nn.Module]) -> None:
