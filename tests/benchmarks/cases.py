@@ -57,7 +57,8 @@ class Case:
 
 
 FP32, AUTO = {"precision": "32-true"}, {"precision": "auto"}
-HIGH = {**FP32, "matmul_precision": "high"}
+HIGH_PRODUCTS = {"matmul_precision": "high"}
+HIGH = {**FP32, **HIGH_PRODUCTS}
 
 
 _UNTIMED = 2  # steps: pages that are asked for the first time, and optimiser state
@@ -159,6 +160,7 @@ CASES = [
         "texts/s",
         (
             Way("fp32", {"precision": "fp32"}, 3, share="square fp32"),
+            Way("fp32, products of `high` precision", {"precision": "fp32", **HIGH_PRODUCTS}, 3, share="square fp32"),
             Way("bf16", {"precision": "bf16"}, 6, share="square bf16"),
             Way("int8", {"precision": "int8"}, 6, share="recurrent product int8"),
         ),

@@ -285,6 +285,7 @@ def _predictor(folder: Path, settings: Settings) -> tuple[Any, list[str]]:
     if options and "precision" not in inspect.signature(ulmfit.load).parameters:
         raise Unavailable("this version predicts in fp32 only")
     torch.set_num_threads(settings["threads"])
+    torch.set_float32_matmul_precision(settings.get("matmul_precision", "highest"))
     return ulmfit.load(folder / "classifier", **options), material.questions(folder, settings["texts"])
 
 

@@ -11,11 +11,11 @@ import math
 from functools import cache
 from typing import Any
 
-from ulmfit.nn import intrinsics, openmp
+from ulmfit.nn import intrinsics, matrix_tiles, openmp
 from ulmfit.nn.intrinsics import CELLS
 from ulmfit.nn.kept_loops import kept
 from ulmfit.nn.kinds import KINDS, RUN
-from ulmfit.nn.register_tiles import COLUMNS, MOST_ROWS, PANEL_ROW, plain_multiplier, rows_of
+from ulmfit.nn.register_tiles import COLUMNS, GROUP, LINE, MOST_ROWS, PANEL_ROW, multiplier, rows_of
 from ulmfit.nn.vectors import compiler
 
 AHEAD = 48  # inputs that are multiplied together where steps have few rows: weights are loaded less often
@@ -31,10 +31,11 @@ def layer(kind: str) -> int:
 
 
 def _layer(kind: str) -> int:
-    c, multiply, (take, reduce) = compiler(), plain_multiplier(kind), _rows(kind)
+    c, multiply, (take, reduce) = compiler(), multiplier(kind), _rows(kind)
     cell, copy, pool, integer = intrinsics.cell(kind), intrinsics.copy(), intrinsics.pool(), intrinsics.integer()
     i64, carray, most_rows = c.numba.int64, c.numba.carray, rows_of(kind)
     place_of = c.numbers["bf16" if kind == "int8" else kind].place  # (in int8 the cell writes nothing there)
+    lines, whole_tiles = PANEL_ROW // LINE, matrix_tiles.multiplies(kind)
     number, count, barrier = openmp.team()
 
     @c.function
@@ -82,23 +83,29 @@ def _layer(kind: str) -> int:
                     for tile in range(tiles):
                         low, high = share(ahead_stop - node, tile, tiles), share(ahead_stop - node, tile + 1, tiles)
                         multiply(
-                            high - low, x + (node + low) * x_row, x_row, weights_x + panel * x_row * COLUMNS,
-                            groups_x, ahead + low * sums_row + panel * PANEL_ROW, sums_row,
+                            high - low, x + (node + low) * x_row, x_row, GROUP, weights_x + panel * x_row * COLUMNS,
+                            COLUMNS, groups_x, ahead + low * sums_row + panel * PANEL_ROW, sums_row, 0, x, 0,
                         )  # fmt: skip
             tiles = (n + most_rows - 1) // most_rows
-            for task in range(share(panels * tiles, thread, threads), share(panels * tiles, thread + 1, threads)):
+            begin, end = share(panels * tiles, thread, threads), share(panels * tiles, thread + 1, threads)
+            for task in range(begin, end):
                 panel, tile = task // tiles, task % tiles
+                # The next panel, or in the next step this thread's first, is fetched by a panel's first tiles.
+                soon = panel + 1 if panel < (end - 1) // tiles else begin // tiles
+                each = (lines + tiles - 1) // tiles if whole_tiles else i64(0)
+                at_once = each * LINE if tile * each < lines else i64(0)
                 low, high = share(n, tile, tiles), share(n, tile + 1, tiles)
                 inputs, inputs_row = ahead + (node - ahead_first) * sums_row + panel * PANEL_ROW, sums_row
                 if not few:
                     inputs, inputs_row = x_sums, i64(PANEL_ROW)
                     multiply(
-                        high - low, x + (node + low) * x_row, x_row, weights_x + panel * x_row * COLUMNS, groups_x,
-                        inputs, inputs_row,
+                        high - low, x + (node + low) * x_row, x_row, GROUP, weights_x + panel * x_row * COLUMNS,
+                        COLUMNS, groups_x, inputs, inputs_row, 0,
+                        weights_x + (soon * PANEL_ROW + tile * each * LINE) * groups_x, at_once,
                     )  # fmt: skip
                 multiply(
-                    high - low, h + low * h_row, h_row, weights_h + panel * h_row * COLUMNS, groups_h,
-                    h_sums, PANEL_ROW,
+                    high - low, h + low * h_row, h_row, GROUP, weights_h + panel * h_row * COLUMNS, COLUMNS, groups_h,
+                    h_sums, PANEL_ROW, 0, weights_h + (soon * PANEL_ROW + tile * each * LINE) * groups_h, at_once,
                 )  # fmt: skip
                 place, panel_factors = panel * 4 * CELLS, factors + panel * 3 * PANEL_ROW
                 for r in range(low, high):

@@ -87,18 +87,6 @@ def multiplier(kind: str) -> Any:
     return _by_address(multiply, 12)
 
 
-@cache
-def plain_multiplier(kind: str) -> Any:
-    """`multiplier` of x whose groups lie side by side, from zero: what it needs of its arguments, in that order."""
-    multiply = multiplier(kind)
-
-    @compiler().function
-    def plain(rows: Any, x: Any, stride: Any, panel: Any, groups: Any, out: Any, out_stride: Any) -> None:
-        multiply(rows, x, stride, GROUP, panel, COLUMNS, groups, out, out_stride, 0, panel, 0)
-
-    return plain
-
-
 def hook(function: Callable[..., None]) -> int:
     """What `product` calls, by address, with what it was given (an array's address), time, unit, rows and sums."""
     numba = compiler().numba
