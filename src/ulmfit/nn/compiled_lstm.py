@@ -251,7 +251,7 @@ def in_parts(numbers: Tensor, kind: str) -> Tensor:
     """(..., whole runs) -> (..., runs, parts, run) of numbers in parts; of others, what is given."""
     if KINDS[kind].parts == 1:
         return numbers
-    rest, found = numbers.float().unflatten(-1, (-1, KINDS[kind].run)), []
+    rest, found = numbers.float().view(*numbers.shape[:-1], -1, KINDS[kind].run), []
     for _ in range(KINDS[kind].parts):
         found.append(rest.bfloat16())
         rest = rest - found[-1].float()
