@@ -300,14 +300,19 @@ def test_float32_is_multiplied_in_parts_where_tiles_are(monkeypatch: pytest.Monk
             monkeypatch.setattr(matrix_tiles, "multiplies", lambda kind, tiles=tiles: tiles)
             torch.set_float32_matmul_precision(precision)
             assert fused_layer.kind_of_floats() == name
-        monkeypatch.setattr(matrix_tiles, "multiplies", lambda kind: True)
-        monkeypatch.setattr(torch.backends.mkldnn.matmul, "fp32_precision", "tf32")
-        with pytest.raises(RuntimeError):
-            torch.get_float32_matmul_precision()
-        assert fused_layer.kind_of_floats() == "bf16x6"
-        monkeypatch.undo()
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_where_torch_does_not_say_what_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raises an error after `torch.backends.mkldnn.matmul.fp32_precision` was set, for one."""
+
+    def refused() -> str:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(matrix_tiles, "multiplies", lambda kind: True)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refused)
+    assert fused_layer.kind_of_floats() == "bf16x6"
 
 
 def test_three_parts_are_as_precise_as_float32() -> None:
