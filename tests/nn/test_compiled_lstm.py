@@ -36,7 +36,7 @@ REDUCED = {"bf16": CompiledBFloat16LSTM, "int8": CompiledInt8LSTM}
 PARTS = {"bf16x3": CompiledTwoPartsLSTM, "bf16x6": CompiledPartsLSTM}
 KINDS: dict[str, type[CompiledLSTM]] = {**REDUCED, **{k: v for k, v in PARTS.items() if matrix_tiles.multiplies(k)}}
 # Relative and absolute, of states and of what is pooled from them.
-NEAR = {"bf16": (0.03, 0.02), "int8": (0.05, 0.05), "bf16x3": (1e-4, 1e-4), "bf16x6": (1e-5, 1e-5)}
+NEAR = {"bf16": (0.03, 0.02), "int8": (0.05, 0.05), "bf16x3": (3e-4, 3e-4), "bf16x6": (1e-5, 1e-5)}
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +183,7 @@ def test_documents_are_pooled_as_if_each_were_alone(
             x = rnn(x)[0]
         last = x[torch.arange(rows), lengths - 1]
     torch.testing.assert_close(
-        together[:, : sizes[2]], last, rtol=NEAR[kind][0], atol=max(0.05 * (kind in REDUCED), 1e-4)
+        together[:, : sizes[2]], last, rtol=NEAR[kind][0], atol=max(0.05 * (kind in REDUCED), 3e-4)
     )
 
 

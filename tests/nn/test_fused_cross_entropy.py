@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="loops are compi
 
 
 # What is multiplied for gradients is rounded to.
-ROUNDING = {"fp32": 1e-5, "bf16x6": 1e-5, "bf16x3": 1e-4, "bf16": 2**-8}
+ROUNDING = {"fp32": 1e-5, "bf16x6": 1e-5, "bf16x3": 3e-4, "bf16": 2**-8}
 
 
 def problem(kind: str, n: int, size: int, vocab: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -41,7 +41,9 @@ def assert_right(found: Found, kind: str, hidden: Tensor, weight: Tensor, bias: 
     logits = F.linear(h, w, b)
     assert found.total.dtype == torch.float64
     exact = F.cross_entropy(logits, targets, reduction="sum")
-    assert found.total.item() == pytest.approx(exact.item(), rel=2e-5 if kind == "bf16x3" else 2e-6, abs=1e-5)
+    assert found.total.item() == pytest.approx(
+        exact.item(), rel=2e-5 if kind == "bf16x3" else 2e-6, abs=2e-4 if kind == "bf16x3" else 1e-5
+    )
     terms = logits.softmax(1) - F.one_hot(targets, len(w))
     size = terms.abs() + 0.01  # what errors are in proportion to
     parts = ((terms @ w, size @ w.abs()), (terms.t() @ h, size.t() @ h.abs()), (terms.sum(0), size.sum(0)))
