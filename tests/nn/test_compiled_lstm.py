@@ -297,6 +297,11 @@ def test_float32_is_read_in_parts_where_that_is_worth_it(monkeypatch: pytest.Mon
         twins = model.encoder.twins
         reduced.compile_for(model.encoder, asked)
         assert model.encoder.twins is twins
+        with monkeypatch.context() as patch:
+            patch.setattr(reduced, "kind_of_floats", lambda: "fp32")
+            reduced.compile_for(model.encoder, 0)
+            assert not model.encoder.twins  # another precision is asked for
+        reduced.compile_for(model.encoder, asked)
         assert not model.to(torch.float64).encoder.twins
 
 

@@ -66,7 +66,7 @@ def compile_for(encoder: AWDLSTM, tokens: int) -> None:
     """Let `encoder`, whose weights stay from now on, read batches of documents in tiles, if `tokens` are enough.
 
     That is for float32, in parts (`kinds`), on processors that have tiles. Single documents are read as before: as fast
-    as weights come from memory, and in parts these are longer.
+    as weights come from memory, and in parts these are longer (6 bytes or 4 each, beside the others).
     """
     kind, weight = kind_of_floats(), encoder.embedding.weight
     apt = (
@@ -75,9 +75,9 @@ def compile_for(encoder: AWDLSTM, tokens: int) -> None:
         and encoder.architecture.hidden_dim >= LEAST_SIZE_TO_COMPILE
         and all(isinstance(rnn, PackedLSTM) for rnn in encoder.rnns)
     )
-    if tokens < _WORTH_COMPILING or not apt or kind == "fp32":
-        return
-    if encoder.twins and encoder.twins[0].kind == kind:
+    if encoder.twins and encoder.twins[0].kind != kind:
+        encoder.twins = ()  # made when torch was content with another precision
+    if encoder.twins or tokens < _WORTH_COMPILING or not apt or kind == "fp32":
         return
     if compiled_lstm.is_available(kind):
         layer = CompiledPartsLSTM if kind == "bf16x6" else CompiledTwoPartsLSTM

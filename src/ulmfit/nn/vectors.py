@@ -28,7 +28,7 @@ class Numbers:
 
     Attributes:
         size: bytes of one.
-        place: (how manieth number of a row) -> bytes before it, or before its first part.
+        place: (which number of a row) -> bytes before it, or before its first part.
         put: (float32, address, bytes from part to part) -> nothing; rounds to the nearest, ties to even.
         convert: (count, address of float32, address of a row) -> nothing.
     """
