@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import needs
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ulmfit.nn import matrix_tiles
-from ulmfit.nn.processor import cpu_has_avx2, cpu_has_tiles, cpu_multiplies_bfloat16
+from ulmfit.nn.kinds import KINDS
+from ulmfit.nn.processor import cpu_has_avx2, cpu_has_tiles
 
 _WITHOUT = """
 import sys, pytest, torch
@@ -48,20 +49,11 @@ def largest_tensor() -> type[LargestTensor]:
     return LargestTensor
 
 
-_PRODUCTS = {
-    "bf16": cpu_multiplies_bfloat16,
-    "fp32": cpu_has_avx2,
-    "bf16x3": lambda: matrix_tiles.multiplies("bf16x3"),
-    "bf16x6": lambda: matrix_tiles.multiplies("bf16x6"),
-}
-
-
-@pytest.fixture(scope="module", params=_PRODUCTS)
+@pytest.fixture(scope="module", params=[name for name in KINDS if name != "int8"])
 def kind(request: pytest.FixtureRequest) -> str:
     """Each kind of numbers that training multiplies."""
     name: str = request.param
-    if not _PRODUCTS[name]():
-        pytest.skip("this processor has no such products")
+    needs.products(name)
     return name
 
 

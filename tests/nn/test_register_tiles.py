@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import needs
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from torch import Tensor
 from ulmfit import native
 from ulmfit.nn import matrix_tiles, openmp
 from ulmfit.nn.kinds import KINDS, PRODUCTS
-from ulmfit.nn.processor import cpu_has_avx2, cpu_has_tiles, cpu_multiplies_bfloat16
+from ulmfit.nn.processor import cpu_has_avx2, cpu_has_tiles
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.skipif(
@@ -28,9 +29,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(params=KINDS, scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
-    there = matrix_tiles.multiplies(name) if KINDS[name].parts > 1 else name == "fp32" or cpu_multiplies_bfloat16()
-    if not there:
-        pytest.skip("this processor has no such products")
+    needs.products(name)
     return name
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import needs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,6 @@ from torch import Tensor, nn
 from ulmfit.config import DropoutConfig
 from ulmfit.nn import bfloat16, fused_layer, fused_lstm, matrix_tiles, openmp
 from ulmfit.nn.awd_lstm import AWDLSTM, Architecture
-from ulmfit.nn.kinds import KINDS
-from ulmfit.nn.processor import cpu_has_avx2, cpu_multiplies_bfloat16
 
 State = tuple[Tensor, Tensor]
 
@@ -44,9 +43,7 @@ class Kind:
 @pytest.fixture(params=["torch", "bf16", "fp32", "bf16x3", "bf16x6"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kind:
     found = Kind(request.param)
-    has_parts = KINDS.get(found.name, KINDS["fp32"]).parts == 1 or matrix_tiles.multiplies(found.name)
-    if not has_parts or not (cpu_multiplies_bfloat16() if found.reduced else cpu_has_avx2()):
-        pytest.skip("this processor has no such products")
+    needs.products(found.name if found.compiled else "bf16")
     if not found.reduced:
         monkeypatch.setattr(fused_layer, "kind_of_floats", lambda: found.name)
     if found.compiled:
@@ -315,11 +312,10 @@ def test_where_torch_does_not_say_what_is_enough(monkeypatch: pytest.MonkeyPatch
     assert fused_layer.kind_of_floats() == "bf16x6"
 
 
+@needs.numba
 def test_three_parts_are_as_precise_as_float32() -> None:
     """Errors of outputs and gradients beside those of torch's float32, against double precision."""
-    if not matrix_tiles.multiplies("bf16x6"):
-        pytest.skip("no tiles on this processor")
-    pytest.importorskip("numba")
+    needs.products("bf16x6")
     torch.manual_seed(6)
     rnn = nn.LSTM(200, 300, batch_first=True)
     x = torch.randn(24, 30, 200, requires_grad=True)
