@@ -143,7 +143,7 @@ CASES = [
         "LMDataLoader (ids in memory), construction included",
         "batches/s",
         (Way(goal=100),),
-        {"bytes": 3_000_000, "batch_size": 64, "bptt": 70},
+        {"bytes": 30_000_000, "batch_size": 64, "bptt": 70},
         {"batch_size": 8, "bptt": 20},
     ),
     _lm_step("full", FULL, 6, 1.2, 0.9),
