@@ -123,7 +123,7 @@ def test_language_models_use_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
         return cross_entropy(kind, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fused_cross_entropy, "cross_entropy", spied)
-    monkeypatch.setattr(fused_layer, "kind_of_floats", lambda: kind)
+    monkeypatch.setattr(fused_layer, "kind_of_floats", lambda rows: kind)
     torch.manual_seed(0)
     model = LanguageModel(AWDLSTM(Architecture(9000, 128, 128, 1), DropoutConfig(multiplier=0.0)))
     tokens = torch.randint(0, 9000, (3, 9))

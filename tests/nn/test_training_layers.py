@@ -45,7 +45,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kin
     found = Kind(request.param)
     needs.products(found.name if found.compiled else "bf16")
     if not found.reduced:
-        monkeypatch.setattr(fused_layer, "kind_of_floats", lambda: found.name)
+        monkeypatch.setattr(fused_layer, "kind_of_floats", lambda rows: found.name)
     if found.compiled:
         pytest.importorskip("numba")
         if not openmp.is_available():
@@ -265,7 +265,7 @@ def test_reading_alone_in_float32_compiles_nothing(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fused_lstm, "is_available", lambda kind: not asked.append(kind))
     monkeypatch.setattr(fused_lstm, "is_compiled", lambda kind: False)
     monkeypatch.setattr(fused_layer, "cpu_has_avx2", lambda: True)
-    monkeypatch.setattr(fused_layer, "kind_of_floats", lambda: "fp32")
+    monkeypatch.setattr(fused_layer, "kind_of_floats", lambda rows: "fp32")
     rnn = nn.LSTM(4, 200, batch_first=True).eval()
     assert fused_layer.kind_for(rnn, torch.zeros(3, 9, 4)) is None and not asked
     monkeypatch.setattr(fused_lstm, "is_compiled", lambda kind: kind == "fp32")
@@ -277,7 +277,7 @@ def test_processors_without_such_products_are_left_to_torch(monkeypatch: pytest.
     rnn, x = nn.LSTM(4, 200, batch_first=True), torch.zeros(3, 9, 4)
     for avx2 in (True, False):
         monkeypatch.setattr(fused_layer, "cpu_has_avx2", lambda avx2=avx2: avx2)
-        assert fused_layer.kind_for(rnn, x) == (fused_layer.kind_of_floats() if avx2 else None)
+        assert fused_layer.kind_for(rnn, x) == ("fp32" if avx2 else None)
     for enough in (True, False):
         monkeypatch.setattr(fused_layer, "cpu_multiplies_bfloat16", lambda enough=enough: enough)
         with torch.autocast("cpu", torch.bfloat16):
@@ -297,6 +297,22 @@ def test_float32_is_multiplied_in_parts_where_tiles_are(monkeypatch: pytest.Monk
             monkeypatch.setattr(matrix_tiles, "multiplies", lambda kind, tiles=tiles: tiles)
             torch.set_float32_matmul_precision(precision)
             assert fused_layer.kind_of_floats() == name
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_few_rows_are_multiplied_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in parts are longer, and reading them is what takes the time then."""
+    monkeypatch.setattr(matrix_tiles, "multiplies", lambda kind: True)
+    monkeypatch.setattr(fused_lstm, "is_available", lambda kind: True)
+    monkeypatch.setattr(fused_layer, "cpu_has_avx2", lambda: True)
+    before = torch.get_float32_matmul_precision()
+    rnn = nn.LSTM(4, 200, batch_first=True)
+    try:
+        for precision, least, name in (("highest", 32, "bf16x6"), ("high", 4, "bf16x3")):
+            torch.set_float32_matmul_precision(precision)
+            found = [fused_layer.kind_for(rnn, torch.zeros(rows, 9, 4)) for rows in (1, least - 1, least, 100)]
+            assert found == ["fp32", "fp32", name, name]
     finally:
         torch.set_float32_matmul_precision(before)
 

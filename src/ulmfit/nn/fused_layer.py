@@ -28,7 +28,7 @@ def kind_for(rnn: nn.Module, x: Tensor) -> str | None:
         return None
     bfloat16 = torch.is_autocast_enabled("cpu")
     floats = x.dtype == torch.float32 and rnn.get_parameter("weight_hh_l0").dtype == torch.float32
-    kind = kind_on(x.device, bfloat16, floats)
+    kind = kind_on(x.device, bfloat16, floats, x.size(0))
     if kind is None or not (bfloat16 or rnn.training or fused_lstm.is_compiled(kind)):
         return None
     return kind if fused_lstm.is_available(kind) else None
@@ -37,19 +37,19 @@ def kind_for(rnn: nn.Module, x: Tensor) -> str | None:
 def reads_in_bfloat16(rnns: Iterable[nn.Module], device: torch.device) -> bool:
     """Whether all `rnns` are read by loops in bfloat16, for which any number of rows will do."""
     return (
-        kind_on(device, torch.is_autocast_enabled("cpu"), False) == "bf16"
+        kind_on(device, torch.is_autocast_enabled("cpu"), False, 1) == "bf16"
         and all(isinstance(rnn, nn.LSTM) and rnn.hidden_size >= LEAST_SIZE_TO_COMPILE for rnn in rnns)
         and fused_lstm.is_available("bf16")
     )
 
 
-def kind_on(device: torch.device, bfloat16: bool, floats: bool) -> str | None:
-    """The kind of loops for products in bfloat16, or of `floats`, if the device is a processor that they are for."""
+def kind_on(device: torch.device, bfloat16: bool, floats: bool, rows: int) -> str | None:
+    """The kind of loops for products of `rows` in bfloat16, or of `floats`, if the device is a processor with such."""
     if device.type != "cpu" or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return None
     if bfloat16:
         return "bf16" if cpu_casts_to_bfloat16() and cpu_multiplies_bfloat16() else None
-    return kind_of_floats() if floats and cpu_has_avx2() else None
+    return kind_of_floats(rows) if floats and cpu_has_avx2() else None
 
 
 def lstm(

@@ -104,7 +104,8 @@ def _kind_for(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> str | None:
     """The kind of compiled loops that are faster than torch's operations here, if there are such."""
     if weight.numel() < _LEAST_TO_COMPILE or weight.dtype != torch.float32 or hidden.size(0) == 0:
         return None
-    kind = fused_layer.kind_on(hidden.device, dtype == torch.bfloat16, dtype == hidden.dtype == torch.float32)
+    floats = dtype == hidden.dtype == torch.float32
+    kind = fused_layer.kind_on(hidden.device, dtype == torch.bfloat16, floats, hidden.size(0))
     return kind if kind and fused_cross_entropy.is_available(kind) else None
 
 

@@ -22,6 +22,8 @@ ROWS = 32  # that are multiplied with two tiles of columns at once: each tile th
 SIDE = 16  # rows of a tile, and 32-bit numbers in each
 _BYTES = 4 * SIDE  # of a row
 _INSTRUCTIONS = {"bf16": "tdpbf16ps", "int8": "tdpbsud", "bf16x3": "tdpbf16ps", "bf16x6": "tdpbf16ps"}
+# With fewer rows vectors are as fast or faster: weights in parts are longer, and reading them is what takes the time.
+_LEAST_ROWS = {"bf16x3": 4, "bf16x6": ROWS}
 # Tiles of sums are 0 to 3: two of columns for each 16 rows or, of at most 16 rows, all four of columns.
 _OF_X, _OF_COLUMNS = (4, 5), (6, 7)
 
@@ -38,11 +40,14 @@ def _is_allowed() -> bool:
     return bool(ask and ask())
 
 
-def kind_of_floats() -> str:
+def kind_of_floats(rows: int | None = None) -> str:
     """The kind that float32 is multiplied as.
 
     Tiles multiply numbers in three parts faster than vectors multiply float32, and with smaller errors. With two they
     are still faster, and as precise as `torch.set_float32_matmul_precision("high")` allows.
+
+    Args:
+        rows: that weights are multiplied with at a time; None: many.
     """
     if not multiplies("bf16x6"):
         return "fp32"
@@ -50,7 +55,8 @@ def kind_of_floats() -> str:
         enough = torch.get_float32_matmul_precision()
     except RuntimeError:  # torch has newer settings for single backends, and does not answer where they were used
         enough = "highest"
-    return "bf16x6" if enough == "highest" else "bf16x3"
+    kind = "bf16x6" if enough == "highest" else "bf16x3"
+    return kind if rows is None or rows >= _LEAST_ROWS[kind] else "fp32"
 
 
 @cache
