@@ -75,13 +75,15 @@ def _goal(text: str, met: bool) -> dict[str, Any]:
 
 
 def command() -> str:
-    """How this run was started; a note stands elsewhere."""
-    given = sys.argv[1:]
-    if "--note" in given:
-        at = given.index("--note")
-        del given[at : at + 2]
-    words = " ".join(word for word in given if not word.startswith("--note="))
-    return f"make bench ARGS='{words}'" if words else "make bench"
+    """How this run was started; a note stands elsewhere, and where the report was written first says nothing."""
+    words, left_out = [], ("--note", "--out")
+    given = iter(sys.argv[1:])
+    for word in given:
+        if word in left_out:
+            next(given, None)
+        elif not word.startswith(tuple(f"{name}=" for name in left_out)):
+            words.append(word)
+    return f"make bench ARGS='{' '.join(words)}'" if words else "make bench"
 
 
 class NotTheSame(Exception):

@@ -171,10 +171,12 @@ def test_an_older_report_is_kept(harness: Any, tmp_path: Path) -> None:
     cells(page)
 
 
-def test_a_note_is_no_part_of_the_command(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notes_and_places_are_no_part_of_the_command(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["bench", "--cases", "help", "--note", "by night", "--tiny"])
     assert harness("report").command() == "make bench ARGS='--cases help --tiny'"
-    monkeypatch.setattr(sys, "argv", ["bench", "--note=by night", "--cases", "help"])
+    monkeypatch.setattr(
+        sys, "argv", ["bench", "--note=by night", "--cases", "help", "--out", "/some/where", "--out=here"]
+    )
     assert harness("report").command() == "make bench ARGS='--cases help'"
 
 
