@@ -306,15 +306,11 @@ def test_few_rows_are_multiplied_in_float32(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(matrix_tiles, "multiplies", lambda kind: True)
     monkeypatch.setattr(fused_lstm, "is_available", lambda kind: True)
     monkeypatch.setattr(fused_layer, "cpu_has_avx2", lambda: True)
-    before = torch.get_float32_matmul_precision()
     rnn = nn.LSTM(4, 200, batch_first=True)
-    try:
-        for precision, least, name in (("highest", 32, "bf16x6"), ("high", 4, "bf16x3")):
-            torch.set_float32_matmul_precision(precision)
-            found = [fused_layer.kind_for(rnn, torch.zeros(rows, 9, 4)) for rows in (1, least - 1, least, 100)]
-            assert found == ["fp32", "fp32", name, name]
-    finally:
-        torch.set_float32_matmul_precision(before)
+    for precision, least, name in (("highest", 32, "bf16x6"), ("high", 4, "bf16x3")):
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda precision=precision: precision)
+        found = [fused_layer.kind_for(rnn, torch.zeros(rows, 9, 4)) for rows in (1, least - 1, least, 100)]
+        assert found == ["fp32", "fp32", name, name]
 
 
 def test_where_torch_does_not_say_what_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
